@@ -1,0 +1,1 @@
+//! The thread that serves devices whose work is short: one epoll loop for all of them.
