@@ -1,0 +1,1 @@
+//! What the `podvisor` command does, as a library that tests and benchmarks share.

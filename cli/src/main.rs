@@ -1,0 +1,3 @@
+//! The command line: check a node, run a pod manifest, look into pods.
+
+fn main() {}
