@@ -1,0 +1,59 @@
+//! A case: what it is called, when it runs, and that it leaves nothing behind.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use podvisor::leftovers::Leftovers;
+use podvisor_tests::{Cri, wait};
+
+/// Containerd removes a pod's last traces a moment after it answered.
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// When a case runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// For every change.
+    Gate,
+    /// In `cargo xtask test long`.
+    Long,
+}
+
+/// One named test.
+pub struct Case {
+    pub name: &'static str,
+    pub tier: Tier,
+    run: Box<dyn FnOnce() -> Result<()> + Send>,
+}
+
+impl Case {
+    /// A case that needs no containerd.
+    pub fn new(tier: Tier, name: &'static str, run: fn() -> Result<()>) -> Self {
+        Self { name, tier, run: Box::new(run) }
+    }
+
+    /// Runs the case and compares what is on the node before and after.
+    pub fn run(self) -> Result<()> {
+        let before = Leftovers::count().context("count what is on the node")?;
+        (self.run)()?;
+        let mut last = before.clone();
+        let settled = wait::until("the node as it was", SETTLE, || {
+            last = Leftovers::count()?;
+            Ok((last == before).then_some(()))
+        });
+        settled.with_context(|| format!("left on the node (before, after):\n{before}\n{last}"))
+    }
+}
+
+fn with_cri(tier: Tier, name: &'static str, run: fn(&Cri) -> Result<()>) -> Case {
+    Case { name, tier, run: Box::new(move || run(&Cri::connect()?)) }
+}
+
+/// A case for every change.
+pub fn gate(name: &'static str, run: fn(&Cri) -> Result<()>) -> Case {
+    with_cri(Tier::Gate, name, run)
+}
+
+/// A case for the long run.
+pub fn long(name: &'static str, run: fn(&Cri) -> Result<()>) -> Case {
+    with_cri(Tier::Long, name, run)
+}

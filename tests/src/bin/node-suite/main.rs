@@ -1,0 +1,48 @@
+//! The tests that run inside a node: `node-suite [FILTER]`, or `node-suite --long [FILTER]` for
+//! those too long for every change.
+//!
+//! Each case counts, before and after, what a pod could leave on the node and fails when the
+//! counts differ. Cases run one after another: the counts are the node's.
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+mod case;
+mod failures;
+mod lifecycle;
+mod network;
+mod pods;
+mod refusals;
+mod streams;
+
+use case::{Case, Tier};
+
+fn cases() -> Vec<Case> {
+    [
+        pods::cases(),
+        streams::cases(),
+        lifecycle::cases(),
+        network::cases(),
+        refusals::cases(),
+        failures::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn main() -> ExitCode {
+    let (long, words): (Vec<_>, Vec<_>) = std::env::args().partition(|word| word == "--long");
+    let tier = if long.is_empty() { Tier::Gate } else { Tier::Long };
+    let mut arguments = Arguments::from_iter(words);
+    arguments.test_threads = Some(1);
+    let trials = cases().into_iter().filter(|case| case.tier == tier).map(trial).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial(case: Case) -> Trial {
+    Trial::test(case.name, move || {
+        case.run().map_err(|error| Failed::from(format!("{error:#}")))
+    })
+}

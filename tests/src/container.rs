@@ -1,0 +1,312 @@
+//! A container of a test pod and what runs in it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use podvisor_proto::cri::v1::{
+    ContainerConfig, ContainerMetadata, ContainerState, ContainerStats, ContainerStatsRequest,
+    ContainerStatus, ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ImageSpec,
+    Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, Mount,
+    RemoveContainerRequest, StartContainerRequest, StopContainerRequest,
+};
+
+use crate::log_file::ContainerLog;
+use crate::pod::{CPU_PERIOD_US, Pod};
+use crate::wait;
+
+/// The image of test containers, unless they name another.
+const BUSYBOX: &str = "docker.io/library/busybox:latest";
+
+/// What a container is to be.
+pub struct ContainerBuilder<'p, 'c> {
+    pod: &'p Pod<'c>,
+    config: ContainerConfig,
+    linux: LinuxContainerConfig,
+}
+
+impl<'p, 'c> ContainerBuilder<'p, 'c> {
+    pub(crate) fn new(pod: &'p Pod<'c>, name: &str) -> Self {
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
+            image: Some(ImageSpec { image: BUSYBOX.into(), ..ImageSpec::default() }),
+            command: vec!["sleep".into(), "infinity".into()],
+            log_path: format!("{name}.log"),
+            ..ContainerConfig::default()
+        };
+        Self { pod, config, linux: LinuxContainerConfig::default() }
+    }
+
+    /// The image, in place of busybox.
+    #[must_use]
+    pub fn image(mut self, image: &str) -> Self {
+        self.config.image = Some(ImageSpec { image: image.into(), ..ImageSpec::default() });
+        self
+    }
+
+    /// The command and its arguments.
+    #[must_use]
+    pub fn command(mut self, command: &[&str]) -> Self {
+        self.config.command = command.iter().map(|&word| word.into()).collect();
+        self
+    }
+
+    /// A shell script as the command.
+    #[must_use]
+    pub fn script(self, script: &str) -> Self {
+        self.command(&["sh", "-c", script])
+    }
+
+    /// Adds an environment variable.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.config.envs.push(KeyValue { key: key.into(), value: value.into() });
+        self
+    }
+
+    /// The working directory.
+    #[must_use]
+    pub fn working_dir(mut self, path: &str) -> Self {
+        self.config.working_dir = path.into();
+        self
+    }
+
+    /// Binds `host` of the node to `path` in the container.
+    #[must_use]
+    pub fn mount(mut self, host: &Path, path: &str) -> Self {
+        self.config.mounts.push(Mount {
+            container_path: path.into(),
+            host_path: host.display().to_string(),
+            ..Mount::default()
+        });
+        self
+    }
+
+    /// Binds `host` of the node to `path` in the container, read-only.
+    #[must_use]
+    pub fn mount_read_only(self, host: &Path, path: &str) -> Self {
+        let mut builder = self.mount(host, path);
+        if let Some(mount) = builder.config.mounts.last_mut() {
+            mount.readonly = true;
+        }
+        builder
+    }
+
+    /// The memory limit in MiB.
+    #[must_use]
+    pub fn memory_mib(mut self, mib: i64) -> Self {
+        self.resources().memory_limit_in_bytes = mib << 20;
+        self
+    }
+
+    /// The CPU limit in thousandths.
+    #[must_use]
+    pub fn millicpus(mut self, millicpus: i64) -> Self {
+        let resources = self.resources();
+        resources.cpu_period = CPU_PERIOD_US;
+        resources.cpu_quota = millicpus * CPU_PERIOD_US / 1000;
+        self
+    }
+
+    /// User, group and supplemental groups by number.
+    #[must_use]
+    pub fn user(mut self, user: i64, group: i64, supplemental: &[i64]) -> Self {
+        let context = self.linux.security_context.get_or_insert_default();
+        context.run_as_user = Some(Int64Value { value: user });
+        context.run_as_group = Some(Int64Value { value: group });
+        context.supplemental_groups = supplemental.to_vec();
+        self
+    }
+
+    /// A root file system that cannot be written.
+    #[must_use]
+    pub fn read_only_root(mut self) -> Self {
+        self.linux.security_context.get_or_insert_default().readonly_rootfs = true;
+        self
+    }
+
+    /// Everything of the guest.
+    #[must_use]
+    pub fn privileged(mut self) -> Self {
+        self.linux.security_context.get_or_insert_default().privileged = true;
+        self
+    }
+
+    /// Keeps standard input open.
+    #[must_use]
+    pub fn stdin(mut self) -> Self {
+        self.config.stdin = true;
+        self
+    }
+
+    fn resources(&mut self) -> &mut LinuxContainerResources {
+        self.linux.resources.get_or_insert_default()
+    }
+
+    /// Makes the container and starts it.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn start(self) -> Result<Container<'p, 'c>> {
+        let container = self.create()?;
+        container.start()?;
+        Ok(container)
+    }
+
+    /// Makes the container without starting it.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn create(self) -> Result<Container<'p, 'c>> {
+        let log_path = self.config.log_path.clone();
+        let request = CreateContainerRequest {
+            pod_sandbox_id: self.pod.id.clone(),
+            config: Some(ContainerConfig { linux: Some(self.linux), ..self.config }),
+            sandbox_config: Some(self.pod.config.clone()),
+        };
+        let answer = self.pod.cri.call("CreateContainer", |mut c| async move {
+            c.create_container(request).await
+        })?;
+        Ok(Container { pod: self.pod, id: answer.container_id, log_path })
+    }
+}
+
+/// What an execution left.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// Exit code.
+    pub code: i32,
+}
+
+/// A container of a pod; it goes with its pod.
+pub struct Container<'p, 'c> {
+    pod: &'p Pod<'c>,
+    /// The container's id.
+    pub id: String,
+    log_path: String,
+}
+
+impl Container<'_, '_> {
+    /// Starts the created container.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn start(&self) -> Result<()> {
+        let request = StartContainerRequest { container_id: self.id.clone() };
+        self.pod
+            .cri
+            .call("StartContainer", |mut c| async move { c.start_container(request).await })
+            .map(drop)
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// What containerd answered; an exit code other than 0 is no error.
+    pub fn exec(&self, command: &[&str]) -> Result<ExecOutput> {
+        let request = ExecSyncRequest {
+            container_id: self.id.clone(),
+            cmd: command.iter().map(|&word| word.into()).collect(),
+            timeout: 0,
+        };
+        let answer = self
+            .pod
+            .cri
+            .call("ExecSync", |mut c| async move { c.exec_sync(request).await })
+            .with_context(|| format!("exec {command:?}"))?;
+        Ok(ExecOutput {
+            stdout: String::from_utf8_lossy(&answer.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&answer.stderr).into_owned(),
+            code: answer.exit_code,
+        })
+    }
+
+    /// Runs a shell script that must succeed, and yields its trimmed standard output.
+    ///
+    /// # Errors
+    /// When it exits with another code than 0, with its output.
+    pub fn shell(&self, script: &str) -> Result<String> {
+        let output = self.exec(&["sh", "-c", script])?;
+        if output.code != 0 {
+            bail!("{script:?} exited with {}: {}{}", output.code, output.stdout, output.stderr);
+        }
+        Ok(output.stdout.trim_end().to_owned())
+    }
+
+    /// What containerd knows of the container.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn status(&self) -> Result<ContainerStatus> {
+        let request =
+            ContainerStatusRequest { container_id: self.id.clone(), ..Default::default() };
+        let answer = self
+            .pod
+            .cri
+            .call("ContainerStatus", |mut c| async move { c.container_status(request).await })?;
+        answer.status.context("ContainerStatus: no status")
+    }
+
+    /// Waits until the container has ended, at most `limit`.
+    ///
+    /// # Errors
+    /// When it still runs then.
+    pub fn wait(&self, limit: Duration) -> Result<ContainerStatus> {
+        wait::until("end of container", limit, || {
+            let status = self.status()?;
+            Ok((status.state() == ContainerState::ContainerExited).then_some(status))
+        })
+    }
+
+    /// What the container has written so far.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn log(&self) -> Result<ContainerLog> {
+        let path = self.pod.log_folder().join(&self.log_path);
+        let content = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        ContainerLog::parse(&String::from_utf8_lossy(&content))
+    }
+
+    /// CPU and memory as CRI reports them.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn stats(&self) -> Result<ContainerStats> {
+        let request = ContainerStatsRequest { container_id: self.id.clone() };
+        let answer = self
+            .pod
+            .cri
+            .call("ContainerStats", |mut c| async move { c.container_stats(request).await })?;
+        answer.stats.context("ContainerStats: no stats")
+    }
+
+    /// Asks the container to end, and kills it after `grace`.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn stop(&self, grace: Duration) -> Result<()> {
+        let timeout = i64::try_from(grace.as_secs())?;
+        let request = StopContainerRequest { container_id: self.id.clone(), timeout };
+        self.pod
+            .cri
+            .call("StopContainer", |mut c| async move { c.stop_container(request).await })
+            .map(drop)
+    }
+
+    /// Removes the ended container.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn remove(&self) -> Result<()> {
+        let request = RemoveContainerRequest { container_id: self.id.clone() };
+        self.pod
+            .cri
+            .call("RemoveContainer", |mut c| async move { c.remove_container(request).await })
+            .map(drop)
+    }
+}

@@ -1,0 +1,16 @@
+//! What the node suite is built from: pods, containers and executions on the node's containerd,
+//! driven over CRI as the kubelet does.
+//!
+//! Everything here blocks, fails with an error that says what was asked, and removes what it
+//! made when it goes out of scope.
+
+pub mod container;
+pub mod cri;
+pub mod log_file;
+pub mod pod;
+pub mod task;
+pub mod wait;
+
+pub use container::{Container, ContainerBuilder, ExecOutput};
+pub use cri::Cri;
+pub use pod::{Handler, Pod, PodBuilder};

@@ -1,0 +1,311 @@
+//! A pod on the node, made the way the kubelet makes one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context as _, Result};
+use podvisor_proto::cri::v1::{
+    DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
+    PodSandboxStatusRequest, PodSandboxStatusResponse, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StopPodSandboxRequest,
+};
+
+use crate::container::ContainerBuilder;
+use crate::cri::Cri;
+
+/// The folder of every test pod's cgroup, as the kubelet's cgroup root.
+const CGROUP_ROOT: &str = "/sys/fs/cgroup/kubepods";
+/// Room in a VM pod's cgroup beyond its containers' limits, as a RuntimeClass's overhead.
+const OVERHEAD_BYTES: i64 = 256 << 20;
+/// The period of CPU quotas in microseconds, Kubernetes' default.
+pub const CPU_PERIOD_US: i64 = 100_000;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Which runtime handler runs a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handler {
+    /// A virtual machine a pod: ours.
+    Podvisor,
+    /// Plain runc, the neighbour and the measure.
+    Runc,
+    /// Another handler of the node's containerd configuration.
+    Named(&'static str),
+}
+
+impl Handler {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Podvisor => "podvisor",
+            Self::Runc => "",
+            Self::Named(name) => name,
+        }
+    }
+}
+
+/// What a pod is to be.
+pub struct PodBuilder<'c> {
+    cri: &'c Cri,
+    handler: Handler,
+    name: String,
+    config: PodSandboxConfig,
+    memory_bytes: i64,
+    cpu_quota_us: i64,
+}
+
+impl<'c> PodBuilder<'c> {
+    /// A pod named after `name`, made unique.
+    pub fn new(cri: &'c Cri, handler: Handler, name: &str) -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{name}-{}-{number}", std::process::id());
+        let metadata = PodSandboxMetadata {
+            name: name.clone(),
+            uid: format!("uid-{name}"),
+            namespace: "default".into(),
+            attempt: 0,
+        };
+        let config = PodSandboxConfig {
+            metadata: Some(metadata),
+            hostname: name.clone(),
+            dns_config: Some(DnsConfig {
+                servers: vec!["10.96.0.10".into()],
+                searches: vec!["default.svc.cluster.local".into()],
+                options: vec!["ndots:5".into()],
+            }),
+            ..PodSandboxConfig::default()
+        };
+        Self { cri, handler, name, config, memory_bytes: 128 << 20, cpu_quota_us: CPU_PERIOD_US }
+    }
+
+    /// Adds a pod annotation.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.config.annotations.insert(key.into(), value.into());
+        self
+    }
+
+    /// The sum of the containers' memory limits, in MiB.
+    #[must_use]
+    pub fn memory_mib(mut self, mib: i64) -> Self {
+        self.memory_bytes = mib << 20;
+        self
+    }
+
+    /// The sum of the containers' CPU limits.
+    #[must_use]
+    pub fn cpus(mut self, cpus: i64) -> Self {
+        self.cpu_quota_us = cpus * CPU_PERIOD_US;
+        self
+    }
+
+    /// Asks for the node's own network.
+    #[must_use]
+    pub fn host_network(mut self) -> Self {
+        let linux = self.config.linux.get_or_insert_default();
+        linux.security_context = Some(LinuxSandboxSecurityContext {
+            namespace_options: Some(NamespaceOption {
+                network: NamespaceMode::Node.into(),
+                ..NamespaceOption::default()
+            }),
+            ..LinuxSandboxSecurityContext::default()
+        });
+        self
+    }
+
+    /// Makes the pod's cgroup and folder and runs its sandbox.
+    ///
+    /// # Errors
+    /// What containerd answered, or what could not be made on the node.
+    pub fn run(mut self) -> Result<Pod<'c>> {
+        let folder = PathBuf::from("/var/lib/podvisor-tests").join(&self.name);
+        fs::create_dir_all(folder.join("logs"))?;
+        let cgroup = PodCgroup::create(&self.name, self.memory_bytes + OVERHEAD_BYTES)?;
+        self.config.log_directory = folder.join("logs").display().to_string();
+        let linux = self.config.linux.get_or_insert_default();
+        linux.cgroup_parent = cgroup.parent();
+        linux.resources = Some(LinuxContainerResources {
+            cpu_period: CPU_PERIOD_US,
+            cpu_quota: self.cpu_quota_us,
+            memory_limit_in_bytes: self.memory_bytes,
+            ..LinuxContainerResources::default()
+        });
+        self.config.linux = Some(LinuxPodSandboxConfig {
+            overhead: Some(LinuxContainerResources {
+                memory_limit_in_bytes: OVERHEAD_BYTES,
+                ..LinuxContainerResources::default()
+            }),
+            ..self.config.linux.unwrap_or_default()
+        });
+        let request = RunPodSandboxRequest {
+            config: Some(self.config.clone()),
+            runtime_handler: self.handler.name().into(),
+        };
+        let answer = self.cri.call("RunPodSandbox", |mut c| async move {
+            c.run_pod_sandbox(request).await
+        });
+        match answer {
+            Ok(answer) => Ok(Pod {
+                cri: self.cri,
+                id: answer.pod_sandbox_id,
+                config: self.config,
+                folder,
+                _cgroup: cgroup,
+            }),
+            Err(error) => {
+                fs::remove_dir_all(&folder)?;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A running pod; stopped and removed when dropped.
+pub struct Pod<'c> {
+    pub(crate) cri: &'c Cri,
+    /// The sandbox's id.
+    pub id: String,
+    pub(crate) config: PodSandboxConfig,
+    folder: PathBuf,
+    _cgroup: PodCgroup,
+}
+
+impl<'c> Pod<'c> {
+    /// A container of this pod, yet to be made.
+    #[must_use]
+    pub fn container(&self, name: &str) -> ContainerBuilder<'_, 'c> {
+        ContainerBuilder::new(self, name)
+    }
+
+    /// The pod's host name.
+    #[must_use]
+    pub fn hostname(&self) -> &str {
+        &self.config.hostname
+    }
+
+    /// Makes a folder on the node that lives as long as the pod, for volumes.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn volume(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.folder.join("volumes").join(name);
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+
+    /// Where the logs of the pod's containers are.
+    #[must_use]
+    pub fn log_folder(&self) -> PathBuf {
+        self.folder.join("logs")
+    }
+
+    /// What containerd knows of the pod, verbose.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn status(&self) -> Result<PodSandboxStatusResponse> {
+        let request =
+            PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: true };
+        self.cri.call("PodSandboxStatus", |mut c| async move { c.pod_sandbox_status(request).await })
+    }
+
+    /// The pod's addresses, the primary one first.
+    ///
+    /// # Errors
+    /// When the pod has none.
+    pub fn addresses(&self) -> Result<Vec<String>> {
+        let status = self.status()?.status.context("PodSandboxStatus: no status")?;
+        let network = status.network.context("the pod has no network")?;
+        let mut addresses = vec![network.ip];
+        addresses.extend(network.additional_ips.into_iter().map(|ip| ip.ip));
+        Ok(addresses)
+    }
+
+    /// The folder that the pod's shim works in.
+    #[must_use]
+    pub fn bundle(&self) -> PathBuf {
+        Path::new("/run/containerd/io.containerd.runtime.v2.task/k8s.io").join(&self.id)
+    }
+
+    /// The process that is the pod's shim and VMM.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn shim_pid(&self) -> Result<i32> {
+        let pid = fs::read_dir("/proc")?.flatten().find_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let words = fs::read(entry.path().join("cmdline")).ok()?;
+            let words = String::from_utf8_lossy(&words).into_owned();
+            let ours = words.contains("containerd-shim-podvisor") && words.contains(&self.id);
+            ours.then_some(pid)
+        });
+        pid.with_context(|| format!("no shim of pod {}", self.id))
+    }
+
+    /// Stops the pod.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn stop(&self) -> Result<()> {
+        let request = StopPodSandboxRequest { pod_sandbox_id: self.id.clone() };
+        self.cri
+            .call("StopPodSandbox", |mut c| async move { c.stop_pod_sandbox(request).await })
+            .map(drop)
+    }
+
+    /// Stops and removes the pod with all its containers.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn remove(&self) -> Result<()> {
+        self.stop()?;
+        let request = RemovePodSandboxRequest { pod_sandbox_id: self.id.clone() };
+        self.cri
+            .call("RemovePodSandbox", |mut c| async move { c.remove_pod_sandbox(request).await })
+            .map(drop)
+    }
+}
+
+impl Drop for Pod<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            eprintln!("pod {} is not removed: {error:#}", self.id);
+        }
+        if let Err(error) = fs::remove_dir_all(&self.folder) {
+            eprintln!("{} is not removed: {error}", self.folder.display());
+        }
+    }
+}
+
+/// A pod's cgroup below the kubelet's root, removed when dropped.
+struct PodCgroup {
+    name: String,
+}
+
+impl PodCgroup {
+    fn create(name: &str, memory_max: i64) -> Result<Self> {
+        let path = Path::new(CGROUP_ROOT).join(name);
+        fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+        let controllers = "+cpu +memory +pids +io +cpuset";
+        for folder in [Path::new("/sys/fs/cgroup"), Path::new(CGROUP_ROOT), &path] {
+            let file = folder.join("cgroup.subtree_control");
+            fs::write(&file, controllers).with_context(|| format!("write {}", file.display()))?;
+        }
+        fs::write(path.join("memory.max"), memory_max.to_string())?;
+        Ok(Self { name: name.into() })
+    }
+
+    fn parent(&self) -> String {
+        format!("/kubepods/{}", self.name)
+    }
+}
+
+impl Drop for PodCgroup {
+    fn drop(&mut self) {
+        let path = Path::new(CGROUP_ROOT).join(&self.name);
+        if let Err(error) = fs::remove_dir(&path) {
+            eprintln!("{} is not removed: {error}", path.display());
+        }
+    }
+}
