@@ -33,8 +33,9 @@ pub struct QueueHandle {
     pub index: u16,
     /// The rings, validated against guest memory when the driver enabled them.
     pub queue: Queue,
-    /// Readable when the driver has notified the queue.
-    pub notify: EventFd,
+    /// Readable when the driver has notified the queue. The transport keeps it too, so that
+    /// no activation makes or duplicates descriptors.
+    pub notify: Arc<EventFd>,
 }
 
 /// Interrupts from a device to its driver.
@@ -79,7 +80,9 @@ pub enum ActivateError {
 /// A virtio device behind a transport.
 ///
 /// The transport calls from vCPU threads, one call at a time, and keeps the order of the
-/// specification: `activate` only after feature negotiation and only once before `reset`.
+/// specification: `activate` only after feature negotiation, and only once before
+/// `deactivate`. vCPU threads run under a system call filter: a device has its threads and
+/// descriptors from its construction on and makes none in these calls.
 pub trait VirtioDevice: Send {
     /// What kind of device this is.
     fn device_type(&self) -> DeviceType;

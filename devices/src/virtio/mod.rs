@@ -1,7 +1,9 @@
 //! Virtio (OASIS virtio 1.2): what a device is, its queues, its PCI transport, and the devices.
 
 pub mod device;
+pub mod pci;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-pub use device::{ActivateError, Activation, DeviceType, QueueHandle, VirtioDevice, VirtioInterrupt};
+pub use self::device::{ActivateError, Activation, DeviceType, QueueHandle, VirtioDevice, VirtioInterrupt};
+pub use self::pci::VirtioPciDevice;

@@ -91,7 +91,7 @@ pub struct DriverQueue {
     used_index: u16,
     free: Vec<u16>,
     chains: HashMap<u16, Vec<u16>>,
-    kick: EventFd,
+    kick: Arc<EventFd>,
 }
 
 impl DriverQueue {
@@ -117,7 +117,7 @@ impl DriverQueue {
             used_index: 0,
             free: (0..size).rev().collect(),
             chains: HashMap::new(),
-            kick: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+            kick: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()),
         }
     }
 
@@ -144,7 +144,7 @@ impl DriverQueue {
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
         assert!(queue.is_valid(self.memory.as_ref()), "the rings fit into memory");
-        QueueHandle { index, queue, notify: self.kick.try_clone().unwrap() }
+        QueueHandle { index, queue, notify: Arc::clone(&self.kick) }
     }
 
     /// Makes a request of `buffers` available and returns its head. The device is not
