@@ -7,6 +7,7 @@
 pub mod container;
 pub mod cri;
 pub mod log_file;
+pub mod node;
 pub mod pod;
 pub mod task;
 pub mod wait;

@@ -1,15 +1,13 @@
 //! What happens when something dies: the shim, the guest, containerd.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podvisor_proto::cri::v1::PodSandboxState;
-use podvisor_tests::{Cri, Handler, PodBuilder, wait};
+use podvisor_tests::{Cri, Handler, PodBuilder, node, wait};
 
 use crate::case::{Case, gate};
 
@@ -50,7 +48,7 @@ fn guest_panic(cri: &Cri) -> Result<()> {
     ensure!(status.exit_code != 0, "exit code {}", status.exit_code);
     let error = idle.exec(&["true"]).err().context("exec in a dead guest")?;
     ensure!(format!("{error:#}").contains("running") || format!("{error:#}").contains("panic"), "{error:#}");
-    let log = fs::read_to_string("/var/log/containerd.log").context("containerd's log")?;
+    let log = fs::read_to_string(node::CONTAINERD_LOG)?;
     ensure!(log.contains("panic_on_oom is enabled"), "the log lacks the guest's panic");
     Ok(())
 }
@@ -62,8 +60,7 @@ fn containerd_restart(cri: &Cri) -> Result<()> {
     wait::until("first lines", Duration::from_secs(20), || {
         Ok((ticking.log()?.stdout.lines().count() > 3).then_some(()))
     })?;
-    let restart = Path::new("/usr/local/bin/node-restart-containerd");
-    ensure!(Command::new(restart).status()?.success(), "containerd did not restart");
+    node::restart_containerd()?;
     wait::until("containerd", Duration::from_secs(120), || Ok(ticking.status().ok()))?;
     ensure!(ticking.shell("echo again")? == "again", "exec after the restart");
     let before = ticking.log()?.stdout.lines().count();

@@ -1,6 +1,11 @@
 //! Pods that must be refused, with an error that says why, and nothing left.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
 use anyhow::{Context as _, Result, ensure};
+use podvisor_tests::node::Configuration;
 use podvisor_tests::{Cri, Handler, PodBuilder};
 
 use crate::case::{Case, gate};
@@ -50,15 +55,30 @@ fn host_network(cri: &Cri) -> Result<()> {
     ensure_names(&error, &["host network"])
 }
 
-/// Handlers of the node's configuration whose podvisor.toml names broken files.
+/// What is wrong with an installation is told by the pod's error.
 fn broken_installation(cri: &Cri) -> Result<()> {
-    for (handler, parts) in [
-        ("podvisor-no-kernel", ["/etc/podvisor/no-such-kernel", "No such file"]),
-        ("podvisor-corrupt-kernel", ["/etc/podvisor/corrupt-kernel", "kernel"]),
-        ("podvisor-silent-guest", ["boot", "did not answer"]),
+    let folder = tempfile::tempdir()?;
+    let corrupt = folder.path().join("corrupt-kernel");
+    fs::write(&corrupt, vec![0x5a; 1 << 20])?;
+    let silent = silent_initrd(folder.path())?;
+    for (configuration, parts) in [
+        ("kernel = \"/etc/podvisor/no-such-kernel\"".to_owned(), ["/etc/podvisor/no-such-kernel", "No such file"]),
+        (format!("kernel = {corrupt:?}"), ["corrupt-kernel", "kernel"]),
+        (format!("initrd = {silent:?}\nboot_timeout = \"8s\""), ["8 s", "guest is silent"]),
     ] {
-        let error = refused(PodBuilder::new(cri, Handler::Named(handler), "broken"))?;
-        ensure_names(&error, &parts).with_context(|| handler.to_owned())?;
+        let _configuration = Configuration::set(&configuration)?;
+        let error = refused(PodBuilder::new(cri, Handler::Podvisor, "broken"))?;
+        ensure_names(&error, &parts).with_context(|| configuration.clone())?;
     }
     Ok(())
+}
+
+/// An initial image whose init says a word and never answers.
+fn silent_initrd(folder: &Path) -> Result<PathBuf> {
+    let script = "mkdir tree && cp /bin/busybox tree && cd tree \
+        && printf '#!/busybox sh\necho guest is silent\nexec /busybox sleep 1000\n' > init && chmod 755 init \
+        && find . | busybox cpio -o -H newc > ../silent.cpio";
+    let status = Command::new("sh").args(["-c", script]).current_dir(folder).status()?;
+    ensure!(status.success(), "no initial image: {status}");
+    Ok(folder.join("silent.cpio"))
 }
