@@ -1,0 +1,76 @@
+//! A release: one folder with kernel, initial image, shim and command line tool side by side.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::kernel::KernelArgs;
+use crate::process;
+use crate::progress::Step;
+use crate::{initrd, kernel, workspace};
+
+const SHIM: &str = "containerd-shim-podvisor-v2";
+const CLI: &str = "podvisor";
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+
+/// The folder of the current version's release, whether it was built or not.
+pub fn folder() -> PathBuf {
+    workspace::target()
+        .join("dist")
+        .join(format!("podvisor-{}", workspace::VERSION))
+}
+
+/// Builds everything and puts it into the release folder, which is returned.
+///
+/// # Errors
+/// A part does not build, or the folder cannot be written.
+pub fn build(args: &KernelArgs) -> Result<PathBuf> {
+    let kernel = kernel::build(args)?;
+    let agent = build_agent()?;
+    let programs = build_programs()?;
+    let folder = folder();
+    fs::create_dir_all(&folder)?;
+    install(&kernel.join("vmlinux"), &folder.join("vmlinux"))?;
+    for program in [SHIM, CLI] {
+        install(&programs.join(program), &folder.join(program))?;
+    }
+    initrd::write(&agent, &folder.join("initrd.cpio"))?;
+    Ok(folder)
+}
+
+/// The agent is the guest's only program: linked statically, built small, apart from what links dynamically.
+fn build_agent() -> Result<PathBuf> {
+    let step = Step::start("agent");
+    let target = workspace::target().join("agent");
+    process::run(
+        &step,
+        workspace::cargo()
+            .args(["build", "--package", "podvisor-agent"])
+            // With a named target, the flags below do not reach build scripts and procedural macros.
+            .args(["--profile", "agent", "--target", TRIPLE])
+            .arg("--target-dir")
+            .arg(&target)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static"),
+    )?;
+    step.done();
+    Ok(target.join(TRIPLE).join("agent/podvisor-agent"))
+}
+
+fn build_programs() -> Result<PathBuf> {
+    let step = Step::start("shim and command line tool");
+    process::run(
+        &step,
+        workspace::cargo().args(["build", "--release", "--bin", SHIM, "--bin", CLI]),
+    )?;
+    step.done();
+    Ok(workspace::target().join("release"))
+}
+
+/// Replaces `to` in one step: a program that runs from it keeps its own copy.
+fn install(from: &Path, to: &Path) -> Result<()> {
+    let new = to.with_extension("new");
+    fs::copy(from, &new).with_context(|| format!("cannot copy {}", from.display()))?;
+    fs::rename(new, to)?;
+    Ok(())
+}

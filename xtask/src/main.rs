@@ -1,0 +1,74 @@
+//! Everything that builds, tests and measures the project.
+//!
+//! `cargo xtask demo` shows the project on a fresh machine; `cargo xtask test` is what CI runs. See docs/testing.md.
+
+mod bench;
+mod cache;
+mod cpio;
+mod demo;
+mod dist;
+mod images;
+mod initrd;
+mod kernel;
+mod node;
+mod packages;
+mod process;
+mod progress;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about, long_about = None)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install the Debian packages that the other commands need (as root).
+    Packages,
+    /// Build the guest kernel and print its folder.
+    Kernel(kernel::KernelArgs),
+    /// Build a release folder: kernel, initial image, shim and command line tool.
+    Build(kernel::KernelArgs),
+    /// Build the container images of the tests and print their folder.
+    Images,
+    /// A machine with KVM and containerd, emulated where it has to be.
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// Check and test everything, as CI does.
+    Test(test::TestArgs),
+    /// Run a benchmark.
+    Bench(bench::BenchArgs),
+    /// Run a pod in a VM in the node, from nothing.
+    Demo(demo::DemoArgs),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Packages => packages::install()?,
+        Command::Kernel(args) => println!("{}", kernel::build(&args)?.display()),
+        Command::Build(args) => println!("{}", dist::build(&args)?.display()),
+        Command::Images => println!("{}", images::build()?.display()),
+        Command::Node(command) => return node::main(command),
+        Command::Test(args) => return test::main(&args),
+        Command::Bench(args) => return bench::main(&args),
+        Command::Demo(args) => return demo::main(&args),
+    }
+    Ok(ExitCode::SUCCESS)
+}
