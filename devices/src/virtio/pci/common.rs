@@ -1,11 +1,7 @@
 //! The common configuration structure and the driver's way through the device status
 //! (virtio 1.2, 4.1.4.3 and 2.1).
 
-use virtio_bindings::virtio_config::{
-    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
-    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
-    VIRTIO_F_VERSION_1,
-};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::interrupt::PciInterrupt;
@@ -15,13 +11,13 @@ use super::queue::QueueConfig;
 pub const TRANSPORT_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
-const ACKNOWLEDGE: u8 = VIRTIO_CONFIG_S_ACKNOWLEDGE as u8;
-const DRIVER: u8 = VIRTIO_CONFIG_S_DRIVER as u8;
+const ACKNOWLEDGE: u8 = 1 << 0;
+const DRIVER: u8 = 1 << 1;
 /// The driver is ready.
-pub const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
-const FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
-const NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET as u8;
-const FAILED: u8 = VIRTIO_CONFIG_S_FAILED as u8;
+pub const DRIVER_OK: u8 = 1 << 2;
+const FEATURES_OK: u8 = 1 << 3;
+const NEEDS_RESET: u8 = 1 << 6;
+const FAILED: u8 = 1 << 7;
 
 /// Offsets of the fields of `struct virtio_pci_common_cfg`.
 mod field {
