@@ -39,6 +39,12 @@ mod tests {
 
     #[test]
     fn times_before_the_epoch_count_their_nanoseconds_forwards() {
-        assert_eq!(timestamp_from_nanos(-1), Timestamp { seconds: -1, nanos: 999_999_999 });
+        assert_eq!(
+            timestamp_from_nanos(-1),
+            Timestamp {
+                seconds: -1,
+                nanos: 999_999_999
+            }
+        );
     }
 }

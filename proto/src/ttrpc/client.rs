@@ -41,7 +41,10 @@ impl CallOptions {
     /// Sends a metadata value along.
     #[must_use]
     pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.metadata.push(KeyValue { key: key.into(), value: value.into() });
+        self.metadata.push(KeyValue {
+            key: key.into(),
+            value: value.into(),
+        });
         self
     }
 
@@ -103,7 +106,9 @@ impl Client {
             })??,
         };
         Resp::decode(payload).map_err(|error| {
-            Status::internal(format!("{service}/{method} answered what cannot be decoded: {error}"))
+            Status::internal(format!(
+                "{service}/{method} answered what cannot be decoded: {error}"
+            ))
         })
     }
 
@@ -113,7 +118,11 @@ impl Client {
     }
 
     async fn call(&self, request: Request) -> Result<Bytes, Status> {
-        let place = self.requests.reserve().await.map_err(|_| connection_ended())?;
+        let place = self
+            .requests
+            .reserve()
+            .await
+            .map_err(|_| connection_ended())?;
         let (pending, reply) = PendingCall::begin(&self.calls, &request, place)?;
         let result = reply.await.unwrap_or_else(|_| Err(connection_ended()));
         drop(pending);

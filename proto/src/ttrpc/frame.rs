@@ -83,10 +83,16 @@ pub(super) async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Op
     if body.limit() > 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(Some(Frame { stream_id, kind, payload }))
+    Ok(Some(Frame {
+        stream_id,
+        kind,
+        payload,
+    }))
 }
 
-async fn read_header(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<(u32, u32, Kind)>> {
+async fn read_header(
+    reader: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Option<(u32, u32, Kind)>> {
     let mut header = [0; HEADER_LEN];
     let mut unread = header.as_mut_slice();
     while !unread.is_empty() {

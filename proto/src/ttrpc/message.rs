@@ -50,7 +50,10 @@ pub(super) struct RpcStatus {
 
 impl From<Status> for RpcStatus {
     fn from(status: Status) -> Self {
-        Self { code: status.code().into(), message: status.message().to_owned() }
+        Self {
+            code: status.code().into(),
+            message: status.message().to_owned(),
+        }
     }
 }
 

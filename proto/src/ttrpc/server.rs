@@ -89,7 +89,10 @@ impl Server {
             let stream_id = frame.stream_id;
             match admission.admit(frame) {
                 Ok((request, permit)) => {
-                    let reply = ReplySender { stream_id, replies: replies.clone() };
+                    let reply = ReplySender {
+                        stream_id,
+                        replies: replies.clone(),
+                    };
                     let timeout = request.timeout();
                     let call = self.call(request);
                     tokio::spawn(async move {
@@ -98,7 +101,12 @@ impl Server {
                     });
                 }
                 Err(status) => {
-                    ReplySender { stream_id, replies: replies.clone() }.send(Err(status)).await;
+                    ReplySender {
+                        stream_id,
+                        replies: replies.clone(),
+                    }
+                    .send(Err(status))
+                    .await;
                 }
             }
         }
@@ -118,7 +126,10 @@ impl Server {
 
 impl Request {
     fn timeout(&self) -> Option<Duration> {
-        u64::try_from(self.timeout_nano).ok().filter(|&nanos| nanos > 0).map(Duration::from_nanos)
+        u64::try_from(self.timeout_nano)
+            .ok()
+            .filter(|&nanos| nanos > 0)
+            .map(Duration::from_nanos)
     }
 }
 
@@ -130,24 +141,35 @@ struct Admission {
 
 impl Admission {
     fn new() -> Self {
-        Self { last_stream_id: 0, in_flight: Arc::new(Semaphore::new(REQUESTS_IN_FLIGHT_MAX)) }
+        Self {
+            last_stream_id: 0,
+            in_flight: Arc::new(Semaphore::new(REQUESTS_IN_FLIGHT_MAX)),
+        }
     }
 
     /// The request in `frame` and its place among those under way.
     fn admit(&mut self, frame: Frame) -> Result<(Request, OwnedSemaphorePermit), Status> {
-        let Frame { stream_id, kind, payload } = frame;
+        let Frame {
+            stream_id,
+            kind,
+            payload,
+        } = frame;
         let payload = match payload {
             Payload::Complete(payload) => payload,
-            Payload::Oversized(len) => return Err(Status::resource_exhausted(format!(
-                "a message of {len} bytes exceeds the maximum of {}", frame::MESSAGE_LEN_MAX
-            ))),
+            Payload::Oversized(len) => {
+                return Err(Status::resource_exhausted(format!(
+                    "a message of {len} bytes exceeds the maximum of {}",
+                    frame::MESSAGE_LEN_MAX
+                )));
+            }
         };
         if kind == Kind::Data {
             return Err(Status::invalid_argument("streaming calls are not served"));
         }
         if stream_id % 2 == 0 || stream_id <= self.last_stream_id {
             return Err(Status::invalid_argument(format!(
-                "stream id {stream_id} is not odd and higher than {}", self.last_stream_id
+                "stream id {stream_id} is not odd and higher than {}",
+                self.last_stream_id
             )));
         }
         self.last_stream_id = stream_id;
@@ -170,7 +192,10 @@ impl ReplySender {
     /// Sends the reply; drops it when the connection is gone.
     async fn send(&self, result: Result<Vec<u8>, Status>) {
         let response = match result {
-            Ok(payload) => Response { status: None, payload: payload.into() },
+            Ok(payload) => Response {
+                status: None,
+                payload: payload.into(),
+            },
             Err(status) => failure(status),
         };
         let frame = frame::encode(self.stream_id, Kind::Response, &response).or_else(|| {
@@ -185,7 +210,10 @@ impl ReplySender {
 }
 
 fn failure(status: Status) -> Response {
-    Response { status: Some(status.into()), payload: bytes::Bytes::new() }
+    Response {
+        status: Some(status.into()),
+        payload: bytes::Bytes::new(),
+    }
 }
 
 /// Runs a call to its end and replies with its result, or earlier when its deadline passes.
@@ -197,7 +225,9 @@ async fn run(call: CallFuture, timeout: Option<Duration>, reply: ReplySender) {
     match tokio::time::timeout(timeout, call.as_mut()).await {
         Ok(result) => reply.send(result).await,
         Err(_elapsed) => {
-            reply.send(Err(Status::deadline_exceeded("the deadline has passed"))).await;
+            reply
+                .send(Err(Status::deadline_exceeded("the deadline has passed")))
+                .await;
             // Nobody waits for it any more, but it shall not be cut off.
             let _ = call.await;
         }

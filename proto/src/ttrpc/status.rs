@@ -128,7 +128,10 @@ macro_rules! constructors {
 impl Status {
     /// A failure of this kind.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+        }
     }
 
     /// The failure's kind.
