@@ -1,12 +1,12 @@
 //! The guest kernel, built by guest-kernel/build.sh.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 use crate::progress::Step;
-use crate::workspace;
+use crate::{process, workspace};
 
 /// Which kernel source to build.
 #[derive(clap::Args, Default)]
@@ -19,22 +19,14 @@ pub struct KernelArgs {
 /// Builds the guest kernel, unless it is cached, and returns the folder that holds `vmlinux` and `bzImage`.
 ///
 /// # Errors
-/// The build fails; its messages are on stderr.
+/// The build fails.
 pub fn build(args: &KernelArgs) -> Result<PathBuf> {
-    let step = Step::start("guest kernel");
+    let step = Step::start("guest kernel (minutes, when it is not cached)");
     let mut command = Command::new(workspace::root().join("guest-kernel/build.sh"));
     if let Some(tree) = &args.kernel_source {
         command.arg("--source").arg(tree);
     }
-    // The script's few messages are worth seeing in a log: the build is the longest of all steps.
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run guest-kernel/build.sh")?;
-    if !output.status.success() {
-        bail!("the guest kernel's build failed: {}", output.status);
-    }
+    let folder = process::run_for_output(&step, &mut command)?;
     step.done();
-    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end()))
+    Ok(PathBuf::from(folder))
 }

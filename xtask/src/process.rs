@@ -1,7 +1,7 @@
 //! Running other programs: quietly with progress, for their output, or with our own streams.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -16,18 +16,48 @@ const TAIL_LINES: usize = 60;
 /// # Errors
 /// The program cannot be started or fails.
 pub fn run(step: &Step, command: &mut Command) -> Result<()> {
-    let name = name_of(command);
     let (reader, writer) = std::io::pipe()?;
+    let name = name_of(command);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .spawn()
         .with_context(|| format!("cannot run {name}"))?;
-    // The command keeps its copies of the pipe's write end: without this the read below would never see the end.
+    // The command keeps its copies of the pipe's write end: without this the reading below would never see the end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
+    let tail = follow(step, reader)?;
+    succeeded(&name, child.wait()?, tail)
+}
+
+/// As [`run`], but only stderr feeds the display, and stdout is returned without its final newline.
+///
+/// # Errors
+/// The program cannot be started or fails, or its stdout is not UTF-8.
+pub fn run_for_output(step: &Step, command: &mut Command) -> Result<String> {
+    let name = name_of(command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {name}"))?;
+    let (Some(stderr), Some(stdout)) = (child.stderr.take(), child.stdout.take()) else {
+        bail!("{name} has no streams");
+    };
+    let reader = std::thread::spawn(move || std::io::read_to_string(stdout));
+    let tail = follow(step, stderr)?;
+    let output = reader
+        .join()
+        .map_err(|_| anyhow::anyhow!("cannot read from {name}"))??;
+    succeeded(&name, child.wait()?, tail)?;
+    Ok(output.trim_end().to_owned())
+}
+
+/// Shows each line as the step's state and returns the last ones.
+fn follow(step: &Step, output: impl Read) -> Result<VecDeque<String>> {
     let mut tail = VecDeque::with_capacity(TAIL_LINES);
-    for line in BufReader::new(reader).split(b'\n') {
+    for line in BufReader::new(output).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
         step.detail(line.trim());
         if tail.len() == TAIL_LINES {
@@ -35,7 +65,10 @@ pub fn run(step: &Step, command: &mut Command) -> Result<()> {
         }
         tail.push_back(line);
     }
-    let status = child.wait()?;
+    Ok(tail)
+}
+
+fn succeeded(name: &str, status: ExitStatus, tail: VecDeque<String>) -> Result<()> {
     if !status.success() {
         for line in tail {
             eprintln!("{line}");

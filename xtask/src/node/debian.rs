@@ -36,7 +36,7 @@ pub fn apt(suite: &str, program: &str) -> Command {
 /// # Errors
 /// The packages cannot be fetched or installed.
 pub fn write_root(step: &Step, suite: &str, packages: &[&str], target: &Path) -> Result<()> {
-    let sources = process::output(&mut apt(suite, "sources"))?;
+    let sources = process::run_for_output(step, &mut apt(suite, "sources"))?;
     let mut command = Command::new("mmdebstrap");
     command
         .args(["--variant=minbase", "--aptopt=Acquire::Languages \"none\""])

@@ -68,7 +68,7 @@ impl Machine<'_> {
             &self.kernel.join("modules.erofs"),
             "readonly=on",
         );
-        add_share(&mut command, "node", self.run.shared());
+        add_share(&mut command, "node", &self.run.shared());
         for (index, share) in self.shares.iter().enumerate() {
             add_share(&mut command, &RunDir::tag(index), &share.folder);
         }

@@ -40,10 +40,9 @@ impl Share {
 
 /// The files of one run; they go when this does, except for the logs.
 pub struct RunDir {
-    /// What the node mounts at `/node`.
-    shared: TempDir,
-    /// The data disk, apart from what the node sees as files.
-    disks: TempDir,
+    folder: TempDir,
+    /// Locked while the run lives: what an interrupted run left is told from what is in use by this.
+    _lock: File,
 }
 
 impl RunDir {
@@ -52,16 +51,7 @@ impl RunDir {
     /// # Errors
     /// A file is missing or cannot be written.
     pub fn create(options: &NodeOptions, shares: &[Share], command: &str) -> Result<Self> {
-        let base = workspace::target().join("node");
-        fs::create_dir_all(&base)?;
-        let run = Self {
-            shared: tempfile::Builder::new()
-                .prefix("shared.")
-                .tempdir_in(&base)?,
-            disks: tempfile::Builder::new()
-                .prefix("disks.")
-                .tempdir_in(&base)?,
-        };
+        let run = Self::create_empty()?;
         let shared = run.shared();
         for file in ["init.sh", "modules.list", "cni.conflist", "hosts.toml"] {
             copy(
@@ -95,13 +85,13 @@ impl RunDir {
     }
 
     /// What the node mounts at `/node`.
-    pub fn shared(&self) -> &Path {
-        self.shared.path()
+    pub fn shared(&self) -> PathBuf {
+        self.folder.path().join("shared")
     }
 
     /// The raw image of the node's data disk.
     pub fn data_disk(&self) -> PathBuf {
-        self.disks.path().join("data.raw")
+        self.folder.path().join("data.raw")
     }
 
     /// What the node's kernel and init wrote to their console.
@@ -123,6 +113,29 @@ impl RunDir {
             }
         }
         Ok(logs)
+    }
+
+    /// Makes the folder, and removes those of runs that were interrupted.
+    fn create_empty() -> Result<Self> {
+        let base = workspace::target().join("node/runs");
+        fs::create_dir_all(&base)?;
+        let starting = File::create(base.join("lock"))?;
+        starting.lock()?;
+        for entry in fs::read_dir(&base)? {
+            let folder = entry?.path();
+            let is_over = File::open(folder.join("lock")).is_ok_and(|lock| lock.try_lock().is_ok());
+            if is_over {
+                fs::remove_dir_all(folder)?;
+            }
+        }
+        let folder = tempfile::tempdir_in(&base)?;
+        let lock = File::create(folder.path().join("lock"))?;
+        lock.lock()?;
+        fs::create_dir(folder.path().join("shared"))?;
+        Ok(Self {
+            folder,
+            _lock: lock,
+        })
     }
 
     /// No journal and no zeroed inode tables: the disk lives for one run and should cost nothing to make.
