@@ -1,0 +1,149 @@
+//! The differentiated system description table: the devices that no bus can enumerate.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType,
+    FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method,
+    Name, Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Store, ZERO,
+};
+use acpi_tables::sdt::Sdt;
+
+use super::{AcpiConfig, DSDT_REVISION, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use crate::arch::layout;
+
+const HEADER_LEN: u32 = 36;
+/// `SLP_TYP` of the sleeping state S5, soft off.
+const SLEEP_TYPE_OFF: u8 = 5;
+/// "Status changed" of a button device (ACPI 6.5, table 5.170).
+const NOTIFY_BUTTON: u8 = 0x80;
+
+/// The table for `config`.
+pub(super) fn build(config: AcpiConfig) -> Table {
+    let mut table = Sdt::new(*b"DSDT", HEADER_LEN, DSDT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let mut aml = Vec::new();
+    soft_off(&mut aml);
+    if config.has_pci {
+        pci_root(&mut aml);
+    }
+    if config.has_serial {
+        serial_port(&mut aml);
+    }
+    if config.has_events {
+        event_device(&mut aml);
+    }
+    table.append_slice(&aml);
+    Table(table)
+}
+
+/// A table that is ready to be placed.
+pub(super) struct Table(Sdt);
+
+impl Aml for Table {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        sink.vec(self.0.as_slice());
+    }
+}
+
+fn soft_off(aml: &mut Vec<u8>) {
+    let package = Package::new(vec![&SLEEP_TYPE_OFF]);
+    Name::new(Path::new("_S5_"), &package).to_aml_bytes(aml);
+}
+
+/// The root bridge with its windows, and the device that claims the configuration window:
+/// Linux uses the window only when a motherboard resource has it.
+fn pci_root(aml: &mut Vec<u8>) {
+    let bus = AddressSpace::<u16>::new_bus_number(0, 0);
+    let uncached = AddressSpaceCacheable::NotCacheable;
+    let (first, last) = (layout::PCI_WINDOW_32_FIRST, layout::PCI_WINDOW_32_LAST);
+    let low = AddressSpace::<u32>::new_memory(uncached, true, first, last, None);
+    let window = layout::PCI_WINDOW_64;
+    let high = AddressSpace::<u64>::new_memory(uncached, true, window.base, window.end() - 1, None);
+    let resources = ResourceTemplate::new(vec![&bus, &low, &high]);
+    Device::new(
+        Path::new("_SB_.PCI0"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0A08")),
+            &Name::new(Path::new("_CID"), &EISAName::new("PNP0A03")),
+            &Name::new(Path::new("_UID"), &ZERO),
+            &Name::new(Path::new("_SEG"), &ZERO),
+            &Name::new(Path::new("_CRS"), &resources),
+        ],
+    )
+    .to_aml_bytes(aml);
+
+    let window = Memory32Fixed::new(true, layout::PCI_ECAM_ADDRESS, layout::PCI_ECAM_LEN);
+    Device::new(
+        Path::new("_SB_.MCFG"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0C02")),
+            &Name::new(Path::new("_UID"), &ZERO),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&window])),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+fn serial_port(aml: &mut Vec<u8>) {
+    let ports = IO::new(layout::PORT_SERIAL_BASE, layout::PORT_SERIAL_BASE, 1, layout::PORT_SERIAL_LEN);
+    let line = Interrupt::new(true, true, false, false, layout::GSI_SERIAL);
+    let resources = ResourceTemplate::new(vec![&ports, &line]);
+    Device::new(
+        Path::new("_SB_.COM1"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
+            &Name::new(Path::new("_UID"), &ZERO),
+            &Name::new(Path::new("_CRS"), &resources),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// The power button and the generic event device (ACPI 6.5, section 5.6.9) that reports it:
+/// its method reads what happened, which clears it, and notifies the button.
+fn event_device(aml: &mut Vec<u8>) {
+    Device::new(
+        Path::new("_SB_.PWRB"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0C0C")),
+            &Name::new(Path::new("_UID"), &ZERO),
+        ],
+    )
+    .to_aml_bytes(aml);
+
+    let line = Interrupt::new(true, true, false, false, layout::GSI_EVENTS);
+    let resources = ResourceTemplate::new(vec![&line]);
+    let events = Path::new("EVNT");
+    let button = Path::new("\\_SB_.PWRB");
+    Device::new(
+        Path::new("_SB_.GED_"),
+        vec![
+            &Name::new(Path::new("_HID"), &"ACPI0013"),
+            &Name::new(Path::new("_UID"), &ZERO),
+            &Name::new(Path::new("_CRS"), &resources),
+            &OpRegion::new(
+                Path::new("EREG"),
+                OpRegionSpace::SystemIO,
+                &layout::PORT_EVENTS_BASE,
+                &layout::PORT_EVENTS_LEN,
+            ),
+            &Field::new(
+                Path::new("EREG"),
+                FieldAccessType::DWord,
+                FieldLockRule::NoLock,
+                FieldUpdateRule::WriteAsZeroes,
+                vec![FieldEntry::Named(*b"EVNT", 32)],
+            ),
+            &Method::new(
+                Path::new("_EVT"),
+                1,
+                true,
+                vec![
+                    &Store::new(&Local(0), &events),
+                    &And::new(&Local(1), &Local(0), &layout::EVENT_POWER_BUTTON),
+                    &If::new(&Local(1), vec![&Notify::new(&button, &NOTIFY_BUTTON)]),
+                ],
+            ),
+        ],
+    )
+    .to_aml_bytes(aml);
+}

@@ -1,0 +1,11 @@
+//! x86_64: the memory map, the entry into Linux, the processors' first state, ACPI tables and
+//! the interrupt controllers.
+
+pub mod acpi;
+pub mod boot_params;
+pub mod cpuid;
+pub mod entry;
+pub mod irqchip;
+pub mod layout;
+pub mod loader;
+pub mod msrs;

@@ -1,0 +1,201 @@
+//! What a machine is made of, in types that cannot hold a wrong value.
+
+use std::path::PathBuf;
+
+use podvisor_devices::virtio::VirtioDevice;
+use thiserror::Error;
+
+use crate::arch;
+
+/// Everything a machine is built from.
+pub struct VmConfig {
+    /// Number of processors.
+    pub vcpus: Vcpus,
+    /// Size of guest memory.
+    pub memory: MemorySize,
+    /// Whether guest memory is backed by transparent huge pages: fewer faults and a faster
+    /// guest for memory that is handed out 2 MiB at a time.
+    pub transparent_huge_pages: bool,
+    /// The kernel: an ELF `vmlinux` or a `bzImage`, told apart by content.
+    pub kernel: PathBuf,
+    /// The initial root image, if any.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub kernel_args: KernelArgs,
+    /// The guest's serial console.
+    pub console: Console,
+    /// Gets the console's output as it comes, beside the kept tail.
+    pub console_output: Option<ConsoleOutput>,
+    /// Whether the guest has a power button. Without one the guest can be stopped but not asked
+    /// to shut down; without a button and a [`Console::Terminal`] no device has an interrupt
+    /// line, and the guest is spared the setup of an IOAPIC.
+    pub power_button: bool,
+    /// PCI devices; the one at index `i` becomes device `i + 1` of bus 0.
+    pub devices: Vec<DeviceSlot>,
+}
+
+/// Takes console output. Called on the thread of the processor that writes, which waits.
+pub type ConsoleOutput = Box<dyn Fn(&[u8]) + Send + Sync>;
+
+/// One PCI device of a machine.
+pub struct DeviceSlot {
+    /// What errors and logs call it.
+    pub name: String,
+    /// The device behind the transport.
+    pub device: Box<dyn VirtioDevice>,
+}
+
+/// Where the guest's first serial port leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// No serial port.
+    Off,
+    /// A port without an interrupt line, for the kernel's messages; its last output is kept.
+    Log,
+    /// A port with its line, for the kernel's messages and a login; its last output is kept.
+    Terminal,
+}
+
+/// A value that no machine can have.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// Not a number of processors a machine can have.
+    #[error("{0} vCPUs: a machine has 1 to {max}", max = Vcpus::MAX)]
+    Vcpus(u32),
+    /// Guest memory is too small, too large or no multiple of the page size.
+    #[error("{0} bytes of memory: a machine has {min} to {max}, in whole pages", min = MemorySize::MIN, max = MemorySize::MAX)]
+    Memory(u64),
+    /// The command line does not fit.
+    #[error("kernel command line of {0} bytes: {max} fit", max = KernelArgs::MAX_LEN)]
+    KernelArgsLen(usize),
+    /// The command line has something else than printable ASCII.
+    #[error("kernel command line has a byte {byte:#04x} at {position}")]
+    KernelArgsByte {
+        /// The offending byte.
+        byte: u8,
+        /// Where it stands.
+        position: usize,
+    },
+}
+
+/// A number of processors, at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Vcpus(u8);
+
+impl Vcpus {
+    /// An APIC ID of 255 is the broadcast, and larger ones need interrupt remapping.
+    pub const MAX: u8 = 254;
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for Vcpus {
+    type Error = ConfigError;
+
+    fn try_from(count: u32) -> Result<Self, ConfigError> {
+        match u8::try_from(count) {
+            Ok(small @ 1..=Self::MAX) => Ok(Self(small)),
+            _ => Err(ConfigError::Vcpus(count)),
+        }
+    }
+}
+
+/// A size of guest memory in bytes, in whole pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MemorySize(u64);
+
+impl MemorySize {
+    /// Below this no Linux of today starts.
+    pub const MIN: u64 = 32 << 20;
+    /// What the memory map has room for.
+    pub const MAX: u64 = arch::layout::MAX_RAM;
+
+    /// A size of `bytes`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Memory`] outside of [`Self::MIN`]..=[`Self::MAX`] or with a broken page.
+    pub fn from_bytes(bytes: u64) -> Result<Self, ConfigError> {
+        let whole = bytes.is_multiple_of(arch::layout::PAGE_SIZE);
+        if whole && (Self::MIN..=Self::MAX).contains(&bytes) {
+            Ok(Self(bytes))
+        } else {
+            Err(ConfigError::Memory(bytes))
+        }
+    }
+
+    /// The size in bytes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+/// A kernel command line: printable ASCII that fits its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelArgs(String);
+
+impl KernelArgs {
+    /// Longest command line in bytes (x86's `COMMAND_LINE_SIZE` less the terminating zero).
+    pub const MAX_LEN: usize = 2047;
+
+    /// Takes `args` as they are.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when they are too long or not printable ASCII.
+    pub fn new(args: &str) -> Result<Self, ConfigError> {
+        if args.len() > Self::MAX_LEN {
+            return Err(ConfigError::KernelArgsLen(args.len()));
+        }
+        match args.bytes().enumerate().find(|(_, byte)| !matches!(byte, b' '..=b'~')) {
+            Some((position, byte)) => Err(ConfigError::KernelArgsByte { byte, position }),
+            None => Ok(Self(args.to_owned())),
+        }
+    }
+
+    /// The command line.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+const _: () = assert!(KernelArgs::MAX_LEN as u64 + 1 <= arch::layout::COMMAND_LINE.len);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn zero_and_too_many_vcpus_are_refused() {
+        assert_eq!(Vcpus::try_from(0), Err(ConfigError::Vcpus(0)));
+        assert_eq!(Vcpus::try_from(255), Err(ConfigError::Vcpus(255)));
+        assert_eq!(Vcpus::try_from(254).unwrap().get(), 254);
+    }
+
+    #[test]
+    fn memory_is_whole_pages_within_bounds() {
+        for bytes in [0, MemorySize::MIN - 4096, MemorySize::MIN + 1, MemorySize::MAX + 4096] {
+            assert_eq!(MemorySize::from_bytes(bytes), Err(ConfigError::Memory(bytes)));
+        }
+        assert_eq!(MemorySize::from_bytes(128 << 20).unwrap().bytes(), 128 << 20);
+    }
+
+    proptest! {
+        #[test]
+        fn accepted_command_lines_are_printable_and_short(text in ".{0,100}") {
+            match KernelArgs::new(&text) {
+                Ok(args) => prop_assert!(args.as_str().bytes().all(|b| (b' '..=b'~').contains(&b))),
+                Err(ConfigError::KernelArgsByte { position, .. }) => {
+                    prop_assert!(!matches!(text.as_bytes()[position], b' '..=b'~'));
+                }
+                Err(other) => prop_assert!(false, "{other}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! A machine as its owner sees it.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::config::VmConfig;
+use crate::event::{EndReason, EventSink};
+use crate::machine::{Machine, StartError};
+use crate::timeline::Phase;
+use crate::vcpu::{ExitCounts, StatsError};
+
+/// Starts machines.
+pub struct Vm;
+
+/// A running machine. Clones are handles of the same one; the machine ends, and its threads are
+/// joined, when the last is dropped.
+#[derive(Clone)]
+pub struct VmHandle {
+    machine: Arc<Machine>,
+}
+
+/// Why an order was not carried out.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum OrderError {
+    /// The machine has ended.
+    #[error("the VM has ended")]
+    Ended,
+}
+
+impl Vm {
+    /// Builds a machine and lets it run. `events` is called from the machine's threads.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing of the machine is left then, and no event is sent.
+    pub fn start(config: VmConfig, events: EventSink) -> Result<VmHandle, StartError> {
+        let handle = VmHandle { machine: Arc::new(Machine::boot(config, events)?) };
+        handle.machine.control.order_run();
+        Ok(handle)
+    }
+}
+
+impl VmHandle {
+    /// Stops all processors, then all devices: nothing changes guest memory after.
+    ///
+    /// # Errors
+    /// [`OrderError::Ended`] when the machine has ended.
+    pub fn pause(&self) -> Result<(), OrderError> {
+        let machine = &self.machine;
+        if !machine.control.order_park() {
+            return Err(OrderError::Ended);
+        }
+        machine.threads.kick();
+        if !machine.control.wait_parked() {
+            return Err(OrderError::Ended);
+        }
+        machine.pci.pause();
+        Ok(())
+    }
+
+    /// Lets a paused machine go on.
+    ///
+    /// # Errors
+    /// [`OrderError::Ended`] when the machine has ended.
+    pub fn resume(&self) -> Result<(), OrderError> {
+        self.machine.pci.resume();
+        if self.machine.control.order_run() { Ok(()) } else { Err(OrderError::Ended) }
+    }
+
+    /// Ends the machine without asking the guest.
+    pub fn stop(&self) {
+        self.machine.control.order_end(EndReason::Killed);
+        self.machine.threads.kick();
+    }
+
+    /// Waits until no processor runs any more. Do not call it from an event.
+    #[must_use]
+    pub fn wait(&self) -> EndReason {
+        self.machine.control.wait_ended()
+    }
+
+    /// The console's last output, at most 64 KiB.
+    #[must_use]
+    pub fn console_tail(&self) -> Vec<u8> {
+        (self.machine.platform.console_tail())()
+    }
+
+    /// When the steps of the start were done.
+    #[must_use]
+    pub fn timeline(&self) -> Vec<Phase> {
+        self.machine.timeline.phases()
+    }
+
+    /// How often processors have left guest mode.
+    ///
+    /// # Errors
+    /// [`StatsError`] when KVM does not say.
+    pub fn exits(&self) -> Result<ExitCounts, StatsError> {
+        let mut counts = ExitCounts::default();
+        for cell in self.machine.threads.cells() {
+            let (total, user) = cell.exits()?;
+            counts.total += total;
+            counts.user += user;
+        }
+        Ok(counts)
+    }
+}

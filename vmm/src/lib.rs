@@ -1,0 +1,28 @@
+//! One virtual machine on KVM: configuration, memory, boot, interrupts, processors, state.
+//!
+//! [`Vm::start`] turns a [`VmConfig`] into a running machine on its own threads; the
+//! [`VmHandle`] drives it, [`VmEvent`]s tell how it fares. This crate knows no containers and
+//! no async runtime. The machine never ends the process it lives in.
+
+pub mod arch;
+pub mod config;
+pub mod confine;
+pub mod event;
+pub mod exit;
+pub mod handle;
+pub mod host;
+pub mod memory;
+
+mod machine;
+mod pci;
+mod platform;
+mod timeline;
+mod vcpu;
+
+pub use config::{Console, DeviceSlot, KernelArgs, MemorySize, Vcpus, VmConfig};
+pub use event::{EndReason, EventSink, VmEvent};
+pub use handle::{OrderError, Vm, VmHandle};
+pub use machine::StartError;
+pub use pci::PciError;
+pub use timeline::Phase;
+pub use vcpu::{ExitCounts, StatsError};

@@ -1,0 +1,239 @@
+//! Builds a machine from its configuration and owns all of its parts.
+
+use std::sync::Arc;
+
+use kvm_ioctls::{Kvm, VmFd};
+use podvisor_devices::interrupt::MsiSink;
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestMemoryError};
+
+use crate::arch::acpi::{self, AcpiConfig, AcpiError};
+use crate::arch::boot_params::BootParams;
+use crate::arch::cpuid::{CpuidError, Template};
+use crate::arch::irqchip::KvmMsi;
+use crate::arch::loader::{self, LoadError};
+use crate::arch::{entry, irqchip, msrs};
+use crate::config::{Console, VmConfig};
+use crate::event::{EndReason, EventSink};
+use crate::exit::Buses;
+use crate::host::{self, HostError};
+use crate::memory::{GuestRam, MemoryError};
+use crate::pci::{PciDevices, PciError};
+use crate::platform::Platform;
+use crate::timeline::Timeline;
+use crate::vcpu::{Control, StatsError, VcpuCell, VcpuContext, VcpuThreads, prepare_signal};
+
+/// Why a machine could not start. Nothing of it is left.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// This host cannot run machines.
+    #[error("this host cannot run VMs")]
+    Host(#[from] HostError),
+    /// Guest memory could not be set up.
+    #[error("cannot set up guest memory")]
+    Memory(#[from] MemoryError),
+    /// Kernel or initial image could not be loaded.
+    #[error("cannot load the guest")]
+    Load(#[from] LoadError),
+    /// The PCI devices could not be set up.
+    #[error("cannot set up the PCI devices")]
+    Pci(#[from] PciError),
+    /// The ACPI tables could not be written.
+    #[error("cannot describe the machine")]
+    Acpi(#[from] AcpiError),
+    /// CPUID could not be made.
+    #[error("cannot describe the processors")]
+    Cpuid(#[from] CpuidError),
+    /// A boot structure could not be written.
+    #[error("cannot write boot structures")]
+    BootStructures(#[source] GuestMemoryError),
+    /// KVM refused a step.
+    #[error("KVM refuses to {step}")]
+    Kvm {
+        /// Which step.
+        step: &'static str,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+    /// KVM's statistics are missing.
+    #[error("cannot count exits")]
+    Stats(#[from] StatsError),
+    /// The host refused a thread, a signal or a file.
+    #[error("cannot {step}")]
+    Os {
+        /// Which step.
+        step: &'static str,
+        /// What the host said.
+        source: std::io::Error,
+    },
+}
+
+fn kvm_step(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> StartError {
+    move |source| StartError::Kvm { step, source }
+}
+
+fn os_step(step: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
+    move |source| StartError::Os { step, source }
+}
+
+/// All parts of a machine. Fields drop in order: threads are joined first (see [`Drop`]),
+/// devices and KVM's files follow, guest memory is last.
+pub(crate) struct Machine {
+    pub(crate) control: Arc<Control>,
+    pub(crate) threads: Arc<VcpuThreads>,
+    pub(crate) timeline: Arc<Timeline>,
+    pub(crate) pci: PciDevices,
+    pub(crate) platform: Platform,
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) kvm: Kvm,
+    pub(crate) ram: GuestRam,
+}
+
+impl Machine {
+    /// Builds the machine and starts its threads; its processors are parked at the kernel's
+    /// entry.
+    pub(crate) fn boot(config: VmConfig, events: EventSink) -> Result<Self, StartError> {
+        let timeline = Arc::new(Timeline::begin());
+        let kvm = host::open_kvm()?;
+        let ram = GuestRam::map(config.memory, config.transparent_huge_pages)?;
+        let entry = load(&config, &ram)?;
+        timeline.done("guest_loaded");
+        let parts = Parts::build(config, events, &kvm, ram, timeline)?;
+        parts.set_entry(entry)?;
+        parts.start(kvm)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.control.order_end(EndReason::Killed);
+        self.threads.kick();
+        self.threads.join();
+    }
+}
+
+/// Whether the machine has what `config` asks for, as ACPI describes it.
+fn acpi_config(config: &VmConfig) -> AcpiConfig {
+    AcpiConfig {
+        vcpus: config.vcpus,
+        has_pci: !config.devices.is_empty(),
+        has_serial: config.console == Console::Terminal,
+        has_events: config.power_button,
+    }
+}
+
+/// Fills guest memory with all that the kernel finds at its entry.
+fn load(config: &VmConfig, ram: &GuestRam) -> Result<GuestAddress, StartError> {
+    let memory = ram.guest_memory();
+    let kernel = loader::load_kernel(&config.kernel, memory)?;
+    let load_initrd = |path| loader::load_initrd(path, memory, &kernel);
+    let initrd = config.initrd.as_deref().map(load_initrd).transpose()?;
+    let acpi = acpi_config(config);
+    let rsdp = acpi::write(acpi, memory)?;
+    let params = BootParams {
+        kernel: &kernel,
+        initrd,
+        kernel_args: &config.kernel_args,
+        memory: config.memory,
+        has_pci: acpi.has_pci,
+        rsdp,
+    };
+    params.write(memory).map_err(StartError::BootStructures)?;
+    entry::write_tables(memory).map_err(StartError::BootStructures)?;
+    Ok(kernel.entry)
+}
+
+/// A machine before its threads exist.
+struct Parts {
+    control: Arc<Control>,
+    threads: Arc<VcpuThreads>,
+    buses: Arc<Buses>,
+    events: Arc<EventSink>,
+    timeline: Arc<Timeline>,
+    pci: PciDevices,
+    platform: Platform,
+    vm: Arc<VmFd>,
+    ram: GuestRam,
+}
+
+impl Parts {
+    fn build(
+        config: VmConfig,
+        events: EventSink,
+        kvm: &Kvm,
+        ram: GuestRam,
+        timeline: Arc<Timeline>,
+    ) -> Result<Self, StartError> {
+        let vm = Arc::new(kvm.create_vm().map_err(kvm_step("create a VM"))?);
+        irqchip::create(&vm).map_err(kvm_step("make interrupt controllers"))?;
+        ram.register(&vm)?;
+        timeline.done("vm_created");
+        let threads = Arc::new(VcpuThreads::new(create_vcpus(kvm, &vm, &config)?));
+        timeline.done("vcpus_created");
+        let control = Arc::new(Control::new(usize::from(config.vcpus.get())));
+        let buses = Arc::new(Buses::default());
+        let end = ender(&control, &threads);
+        let platform = Platform::place(&buses.ports, config.console_output, end);
+        let msi: Arc<dyn MsiSink> = Arc::new(KvmMsi::new(Arc::clone(&vm)));
+        let pci = PciDevices::place(config.devices, &vm, ram.guest_memory(), &msi, &buses.mmio)?;
+        timeline.done("devices_placed");
+        let events = Arc::new(events);
+        Ok(Self { control, threads, buses, events, timeline, pci, platform, vm, ram })
+    }
+
+    /// Puts the first processor at the kernel's entry. The others wait for its startup message.
+    fn set_entry(&self, kernel: GuestAddress) -> Result<(), StartError> {
+        let Some(cell) = self.threads.cells().first() else { return Ok(()) };
+        let vcpu = cell.lock();
+        let reset = vcpu.get_sregs().map_err(kvm_step("read registers"))?;
+        vcpu.set_sregs(&entry::sregs(reset)).map_err(kvm_step("set segments"))?;
+        vcpu.set_regs(&entry::regs(kernel)).map_err(kvm_step("set registers"))
+    }
+
+    fn start(self, kvm: Kvm) -> Result<Machine, StartError> {
+        prepare_signal().map_err(os_step("install a signal handler"))?;
+        let context = VcpuContext {
+            control: Arc::clone(&self.control),
+            buses: self.buses,
+            threads: Arc::clone(&self.threads),
+            events: self.events,
+            console_tail: self.platform.console_tail(),
+        };
+        // From here on the machine's drop ends what has been started.
+        let machine = Machine {
+            control: self.control,
+            threads: self.threads,
+            timeline: self.timeline,
+            pci: self.pci,
+            platform: self.platform,
+            vm: self.vm,
+            kvm,
+            ram: self.ram,
+        };
+        VcpuThreads::spawn(context).map_err(os_step("start a thread"))?;
+        machine.timeline.done("threads_started");
+        Ok(machine)
+    }
+}
+
+/// What devices call to end the machine.
+fn ender(control: &Arc<Control>, threads: &Arc<VcpuThreads>) -> Box<dyn Fn(EndReason) + Send + Sync> {
+    let (control, threads) = (Arc::clone(control), Arc::clone(threads));
+    Box::new(move |reason| {
+        control.order_end(reason);
+        threads.kick();
+    })
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, config: &VmConfig) -> Result<Vec<VcpuCell>, StartError> {
+    let template = Template::for_host(kvm, config.vcpus)?;
+    let mut cells = Vec::with_capacity(usize::from(config.vcpus.get()));
+    for id in 0..config.vcpus.get() {
+        let vcpu = vm.create_vcpu(u64::from(id)).map_err(kvm_step("create a vCPU"))?;
+        let cpuid = template.for_vcpu(id)?;
+        vcpu.set_cpuid2(&cpuid).map_err(kvm_step("set CPUID"))?;
+        msrs::set_boot_msrs(&vcpu).map_err(kvm_step("set MSRs"))?;
+        cells.push(VcpuCell::new(vcpu)?);
+    }
+    Ok(cells)
+}

@@ -1,0 +1,11 @@
+//! A machine's processors: one thread each, and the switch that starts, parks and ends them.
+
+mod cell;
+mod control;
+mod stats;
+mod thread;
+
+pub(crate) use cell::VcpuCell;
+pub(crate) use control::Control;
+pub use stats::{ExitCounts, StatsError};
+pub(crate) use thread::{VcpuContext, VcpuThreads, prepare_signal};
