@@ -45,6 +45,8 @@ pub trait Handler: Send {
     /// devices of the loop wait meanwhile. Descriptors are level-triggered unless watched
     /// with [`EventSet::EDGE_TRIGGERED`].
     fn ready(&mut self, token: u32, events: EventSet, interest: &mut Interest<'_>);
+    /// The handler was detached: waits on the loop's thread for what is in flight.
+    fn stop(&mut self) {}
     /// Gives the queues back after the handler was taken off the loop.
     fn into_queues(self: Box<Self>) -> Vec<QueueHandle>;
     /// [`Self::ready`] panicked with `cause`. The handler is dropped next; a virtio device
@@ -118,7 +120,7 @@ impl EventLoop {
     /// `InvalidInput` for a long name, what `on_start` answers, or what the host says when
     /// the thread or its descriptors are not to be had.
     pub fn spawn(
-        name: &'static str,
+        name: &str,
         on_start: Box<dyn FnOnce() -> io::Result<()> + Send>,
     ) -> io::Result<Self> {
         if name.len() > MAX_NAME_LEN {
@@ -240,7 +242,7 @@ impl Loop {
             // Whoever asked may have gone away; there is nobody to tell.
             match command {
                 Command::Attach(handler, reply) => drop(reply.send(self.attach(handler))),
-                Command::Detach(id, reply) => drop(reply.send(self.detach(id.0))),
+                Command::Detach(id, reply) => drop(reply.send(self.stop(id.0))),
                 Command::Stop => return false,
             }
         }
@@ -265,6 +267,18 @@ impl Loop {
         Ok(HandlerId(id))
     }
 
+    /// Detaches a handler and lets it finish; `None` also when it panics.
+    fn stop(&mut self, id: u32) -> Option<Box<dyn Handler>> {
+        let mut handler = self.detach(id)?;
+        match catch_unwind(AssertUnwindSafe(|| handler.stop())) {
+            Ok(()) => Some(handler),
+            Err(payload) => {
+                bury(handler, panic_text(payload.as_ref()));
+                None
+            }
+        }
+    }
+
     fn detach(&mut self, id: u32) -> Option<Box<dyn Handler>> {
         let attached = self.handlers.remove(&id)?;
         self.forget(attached.watches.iter());
@@ -287,21 +301,23 @@ impl Loop {
         // The handler is not used again after a panic, so nothing sees a broken invariant.
         let outcome =
             catch_unwind(AssertUnwindSafe(|| handler.ready(token, events, &mut interest)));
-        if let Err(payload) = outcome {
-            self.bury(id, panic_text(payload.as_ref()));
+        if let Err(payload) = outcome
+            && let Some(handler) = self.detach(id)
+        {
+            bury(handler, panic_text(payload.as_ref()));
         }
     }
+}
 
-    fn bury(&mut self, id: u32, cause: &str) {
-        tracing::error!(cause, "a device's handler panicked");
-        let Some(handler) = self.detach(id) else { return };
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            handler.panicked(cause);
-            drop(handler);
-        }));
-        if outcome.is_err() {
-            tracing::error!("a device's handler panicked again while it was dropped");
-        }
+/// Drops a handler that panicked with `cause`.
+fn bury(handler: Box<dyn Handler>, cause: &str) {
+    tracing::error!(cause, "a device's handler panicked");
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        handler.panicked(cause);
+        drop(handler);
+    }));
+    if outcome.is_err() {
+        tracing::error!("a device's handler panicked again while it was dropped");
     }
 }
 

@@ -1,9 +1,13 @@
 //! Virtio (OASIS virtio 1.2): what a device is, its queues, its PCI transport, and the devices.
 
+pub mod chain;
 pub mod device;
 pub mod pci;
+
+pub mod serve;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 pub use self::device::{ActivateError, Activation, DeviceType, QueueHandle, VirtioDevice, VirtioInterrupt};
 pub use self::pci::VirtioPciDevice;
+
