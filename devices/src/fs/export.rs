@@ -1,0 +1,177 @@
+//! One export: a directory or file of the host that is a subtree of what the guest sees.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+
+use super::attr::{FileStat, Identity, guest_ino};
+use super::file_handle::{FileHandle, MountedHandle};
+use super::proc_fd::ProcFd;
+
+/// How long a guest keeps what only it changes. Longer than a pod's caches live, short of
+/// overflowing a guest's jiffies.
+const ALWAYS: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long a guest may trust what it has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CachePolicy {
+    /// For ever: nobody but this guest changes the export. Container roots, emptyDir volumes.
+    Always,
+    /// So long and no longer; data are read anew when a file is opened or seen to have changed.
+    /// For what the host or other pods change as well: hostPath and persistent volumes.
+    Bounded(Duration),
+}
+
+impl CachePolicy {
+    /// How long names and attributes stay valid in the guest.
+    pub(super) fn timeout(self) -> Duration {
+        match self {
+            Self::Always => ALWAYS,
+            Self::Bounded(timeout) => timeout.min(ALWAYS),
+        }
+    }
+}
+
+/// What a guest may do with an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// Every modification fails with `EROFS`.
+    pub read_only: bool,
+    /// What the guest may keep.
+    pub cache: CachePolicy,
+}
+
+/// One export while anything refers to it.
+pub(super) struct Export {
+    /// Never given to another export of this tree.
+    pub id: u64,
+    /// Its name in the tree's root.
+    pub name: String,
+    /// What the guest may do.
+    pub options: ExportOptions,
+    root: OwnedFd,
+    root_identity: Identity,
+    /// Mounts met below the root, by mount ID, each with a file to open handles through where
+    /// its file system has handles.
+    mounts: Mutex<HashMap<u64, Option<Arc<File>>>>,
+    /// Devices met below the root with their volume numbers.
+    volumes: Mutex<Vec<(u64, u64)>>,
+    volume_counter: Arc<AtomicU64>,
+    removed: AtomicBool,
+    /// Dropped last, so that the other end sees when no descriptor of ours is left.
+    _alive: mpsc::Sender<Infallible>,
+}
+
+impl Export {
+    /// An export and what is disconnected when its last descriptor is closed.
+    ///
+    /// # Errors
+    /// Those of statx(2) on `root`.
+    pub fn new(
+        id: u64,
+        name: &str,
+        root: OwnedFd,
+        options: ExportOptions,
+        volume_counter: Arc<AtomicU64>,
+    ) -> io::Result<(Self, mpsc::Receiver<Infallible>)> {
+        let root_identity = FileStat::of(&root)?.identity();
+        let (alive, gone) = mpsc::channel();
+        let export = Self {
+            id,
+            name: name.to_owned(),
+            options,
+            root,
+            root_identity,
+            mounts: Mutex::default(),
+            volumes: Mutex::default(),
+            volume_counter,
+            removed: AtomicBool::new(false),
+            _alive: alive,
+        };
+        Ok((export, gone))
+    }
+
+    /// Its root once more.
+    ///
+    /// # Errors
+    /// Those of fcntl(2): no descriptor is left.
+    pub fn open_root(&self) -> io::Result<OwnedFd> {
+        self.root.try_clone()
+    }
+
+    /// Whether a file is the export's root.
+    pub fn is_root(&self, identity: &Identity) -> bool {
+        self.root_identity == *identity
+    }
+
+    /// The inode number a guest sees on its root.
+    pub fn root_ino(&self) -> u64 {
+        guest_ino(self.volume(self.root_identity.dev), self.root_identity.ino)
+    }
+
+    /// Whether it has been taken out of the tree.
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    /// Marks it as taken out of the tree.
+    pub fn mark_removed(&self) {
+        self.removed.store(true, Ordering::Release);
+    }
+
+    /// Fails with `EROFS` when the guest may not change anything here.
+    pub fn check_writable(&self) -> io::Result<()> {
+        if self.options.read_only {
+            return Err(io::Error::from_raw_os_error(libc::EROFS));
+        }
+        Ok(())
+    }
+
+    /// The volume number of a device below this export, a new one for a new device.
+    pub fn volume(&self, dev: u64) -> u64 {
+        let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, volume)) = volumes.iter().find(|(known, _)| *known == dev) {
+            return *volume;
+        }
+        let volume = self.volume_counter.fetch_add(1, Ordering::Relaxed);
+        volumes.push((dev, volume));
+        volume
+    }
+
+    /// The handle of a file below this export, where its file system has handles that can be
+    /// opened again.
+    ///
+    /// # Errors
+    /// Those of name_to_handle_at(2).
+    pub fn handle_of(
+        &self,
+        proc_fd: &ProcFd,
+        file: &OwnedFd,
+        stat: &FileStat,
+    ) -> io::Result<Option<MountedHandle>> {
+        let Some(handle) = FileHandle::of(file)? else {
+            return Ok(None);
+        };
+        let mount_id = stat.identity().mount;
+        let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = mounts.get(&mount_id) {
+            return Ok(known.clone().map(|mount| MountedHandle { handle, mount }));
+        }
+        // Opening anything else than these would have effects of its own.
+        if !matches!(stat.kind(), libc::S_IFREG | libc::S_IFDIR) {
+            return Ok(None);
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let mount = proc_fd.reopen(file.as_fd(), flags).ok().map(Arc::new);
+        let mount = mount.filter(|mount| handle.open(&**mount, libc::O_PATH).is_ok());
+        mounts.insert(mount_id, mount.clone());
+        Ok(mount.map(|mount| MountedHandle { handle, mount }))
+    }
+}
