@@ -23,6 +23,8 @@ mod pool;
 mod proc_fd;
 mod session;
 mod sys;
+#[cfg(test)]
+mod tests;
 
 pub use device::{FsConfig, FsError, FsTag, VirtioFs};
 pub use export::{CachePolicy, ExportOptions};
