@@ -1,13 +1,17 @@
 //! Virtio (OASIS virtio 1.2): what a device is, its queues, its PCI transport, and the devices.
 
+pub mod balloon;
 pub mod chain;
 pub mod device;
 pub mod pci;
-
+pub mod rng;
 pub mod serve;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-pub use self::device::{ActivateError, Activation, DeviceType, QueueHandle, VirtioDevice, VirtioInterrupt};
+pub use self::balloon::{Balloon, BalloonConfig, BalloonControl};
+pub use self::device::{
+    ActivateError, Activation, DeviceType, QueueHandle, VirtioDevice, VirtioInterrupt,
+};
 pub use self::pci::VirtioPciDevice;
-
+pub use self::rng::{Rng, RngConfig};

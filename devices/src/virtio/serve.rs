@@ -62,8 +62,6 @@ pub fn serve<'m>(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::virtio::testing::{RawDescriptor, TestDriver};
 
@@ -72,11 +70,7 @@ mod tests {
         handle: &mut QueueHandle,
         request: impl FnMut(DescriptorChain<&GuestMemoryMmap<()>>) -> Served,
     ) -> Result<(), Error> {
-        let memory = Arc::clone(&driver.memory);
-        let interrupt = Arc::clone(&driver.interrupt);
-        // The closure is generic over the memory's lifetime only through this borrow.
-        let mut request = request;
-        serve(handle, &memory, interrupt.as_ref(), |chain| request(chain))
+        serve(handle, &driver.memory, driver.interrupt.as_ref(), request)
     }
 
     #[test]
