@@ -1,5 +1,7 @@
 //! The device driven through its queues, as a guest's kernel does and as it should not.
 
+mod linux_client;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
