@@ -121,7 +121,12 @@ configure_containerd() {
 }
 
 start_containerd() {
-    containerd > /node/containerd.log 2>&1 &
+    # The limits of Debian's containerd.service, which its shims inherit.
+    (
+        echo -999 > /proc/self/oom_score_adj
+        ulimit -n 1048576
+        exec containerd > /node/containerd.log 2>&1
+    ) &
     local tries
     for ((tries = 0; tries < 600; tries++)); do
         grep -q 'containerd successfully booted' /node/containerd.log && break

@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -23,6 +23,9 @@ use crate::progress::Step;
 
 /// The emulator hands on what the node wrote within moments; a stream that was silent for this long has arrived whole.
 const QUIET: Duration = Duration::from_millis(200);
+
+/// A node that is not up by then never will be.
+const START_LIMIT: Duration = Duration::from_secs(300);
 
 /// Our ends of the node's ports.
 struct Ports {
@@ -67,7 +70,7 @@ pub fn run(machine: Machine<'_>) -> Result<u8> {
         // Without an answer there is nothing to wait for; a dead emulator is killed in vain.
         let _ = emulator.kill();
     }
-    wait(&mut emulator)?;
+    emulator.wait().context("cannot wait for the emulator")?;
     let logs = machine.run.keep_logs()?;
     match code? {
         Some(code) => Ok(code),
@@ -101,11 +104,13 @@ fn open_ports() -> Result<(Ports, MachineEnds)> {
 /// Follows the node from its start to the command's end; `None` when the node goes away before.
 fn converse(ports: Ports, step: Step) -> Result<Option<u8>> {
     let mut control = ports.control.try_clone()?;
+    control.set_read_timeout(Some(START_LIMIT))?;
     let mut lines = BufReader::new(ports.control).lines();
     match lines.next() {
         Some(Ok(line)) if line == "ready" => step.done(),
         _ => return Ok(None),
     }
+    control.set_read_timeout(None)?;
     // The emulator drops what it has not read of a socket that is closed both ways: ours stays open after our stdin's end.
     let stdin = ports.stdin.try_clone()?;
     thread::spawn(move || forward_stdin(stdin));
@@ -169,11 +174,6 @@ impl Output {
             }
         }
     }
-}
-
-fn wait(emulator: &mut Child) -> Result<()> {
-    emulator.wait().context("cannot wait for the emulator")?;
-    Ok(())
 }
 
 fn show_console(run: &RunDir) {
