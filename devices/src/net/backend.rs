@@ -30,7 +30,12 @@ impl Offloads {
         let tso4 = checksum && has(VIRTIO_NET_F_GUEST_TSO4);
         let tso6 = checksum && has(VIRTIO_NET_F_GUEST_TSO6);
         let ecn = (tso4 || tso6) && has(VIRTIO_NET_F_GUEST_ECN);
-        Self { checksum, tso4, tso6, ecn }
+        Self {
+            checksum,
+            tso4,
+            tso6,
+            ecn,
+        }
     }
 }
 

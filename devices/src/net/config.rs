@@ -43,7 +43,11 @@ impl TryFrom<u16> for Mtu {
     type Error = NetConfigError;
 
     fn try_from(bytes: u16) -> Result<Self, Self::Error> {
-        if bytes < MIN_MTU { Err(NetConfigError::Mtu) } else { Ok(Self(bytes)) }
+        if bytes < MIN_MTU {
+            Err(NetConfigError::Mtu)
+        } else {
+            Ok(Self(bytes))
+        }
     }
 }
 
@@ -63,7 +67,9 @@ impl NetConfig {
         let [mtu_low, mtu_high] = self.mtu.map_or(0, |mtu| mtu.0).to_le_bytes();
         let [link_low, link_high] = LINK_UP.to_le_bytes();
         let [pairs_low, pairs_high] = 1_u16.to_le_bytes();
-        [a, b, c, d, e, f, link_low, link_high, pairs_low, pairs_high, mtu_low, mtu_high]
+        [
+            a, b, c, d, e, f, link_low, link_high, pairs_low, pairs_high, mtu_low, mtu_high,
+        ]
     }
 }
 
@@ -73,8 +79,14 @@ mod tests {
 
     #[test]
     fn addresses_and_sizes_no_card_can_have_are_refused() {
-        assert_eq!(MacAddress::try_from([0; 6]), Err(NetConfigError::MacAddress));
-        assert_eq!(MacAddress::try_from([1, 0, 0, 0, 0, 2]), Err(NetConfigError::MacAddress));
+        assert_eq!(
+            MacAddress::try_from([0; 6]),
+            Err(NetConfigError::MacAddress)
+        );
+        assert_eq!(
+            MacAddress::try_from([1, 0, 0, 0, 0, 2]),
+            Err(NetConfigError::MacAddress)
+        );
         assert_eq!(Mtu::try_from(67), Err(NetConfigError::Mtu));
         assert!(Mtu::try_from(68).is_ok());
     }
@@ -82,7 +94,10 @@ mod tests {
     #[test]
     fn the_configuration_lies_as_the_specification_says() {
         let mac = MacAddress::try_from([2, 3, 4, 5, 6, 7]).unwrap();
-        let config = NetConfig { mac, mtu: Some(Mtu::try_from(1400).unwrap()) };
+        let config = NetConfig {
+            mac,
+            mtu: Some(Mtu::try_from(1400).unwrap()),
+        };
         assert_eq!(config.space(), [2, 3, 4, 5, 6, 7, 1, 0, 1, 0, 0x78, 5]);
     }
 }

@@ -46,7 +46,13 @@ impl Net {
     /// A card in front of `backend`, for example a [`super::Tap`], served by the thread `io`.
     #[must_use]
     pub fn new(config: NetConfig, backend: Arc<dyn NetBackend>, io: EventLoop) -> Self {
-        Self { config, backend, io, metrics: Arc::default(), handler: None }
+        Self {
+            config,
+            backend,
+            io,
+            metrics: Arc::default(),
+            handler: None,
+        }
     }
 
     /// The card's counters; they stay readable when the card has gone into its transport.
@@ -67,12 +73,17 @@ impl VirtioDevice for Net {
 
     fn device_features(&self) -> u64 {
         let mtu = self.config.mtu.map(|_| VIRTIO_NET_F_MTU);
-        FEATURES.into_iter().chain(mtu).fold(0, |features, bit| features | 1 << bit)
+        FEATURES
+            .into_iter()
+            .chain(mtu)
+            .fold(0, |features, bit| features | 1 << bit)
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = self.config.space();
-        let from = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
+        let from = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| config.get(offset..));
         let mut from = from.unwrap_or_default().iter();
         data.fill_with(|| from.next().copied().unwrap_or(0));
     }
@@ -80,18 +91,28 @@ impl VirtioDevice for Net {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let host = |action| move |source| ActivateError::Host { action, source };
         let offloads = Offloads::from_driver_features(activation.driver_features);
-        self.backend.set_offloads(offloads).map_err(host("set the tap's offloads"))?;
-        let handler =
-            NetHandler::new(activation, Arc::clone(&self.backend), Arc::clone(&self.metrics))
-                .map_err(ActivateError::QueueMissing)?;
-        let id = self.io.attach(Box::new(handler)).map_err(host("serve the network queues"))?;
+        self.backend
+            .set_offloads(offloads)
+            .map_err(host("set the tap's offloads"))?;
+        let handler = NetHandler::new(
+            activation,
+            Arc::clone(&self.backend),
+            Arc::clone(&self.metrics),
+        )
+        .map_err(ActivateError::QueueMissing)?;
+        let id = self
+            .io
+            .attach(Box::new(handler))
+            .map_err(host("serve the network queues"))?;
         self.handler = Some(id);
         Ok(())
     }
 
     fn deactivate(&mut self) -> Vec<QueueHandle> {
         let handler = self.handler.take().and_then(|id| self.io.detach(id));
-        handler.map(|handler| handler.into_queues()).unwrap_or_default()
+        handler
+            .map(|handler| handler.into_queues())
+            .unwrap_or_default()
     }
 }
 

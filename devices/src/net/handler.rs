@@ -31,7 +31,10 @@ const BACKEND_TOKEN: u32 = 2;
 #[derive(Debug, Error)]
 enum ServeError {
     #[error("network queue {queue} is broken")]
-    Queue { queue: u16, source: virtio_queue::Error },
+    Queue {
+        queue: u16,
+        source: virtio_queue::Error,
+    },
     #[error("cannot watch the network backend")]
     Watch(#[source] io::Error),
 }
@@ -66,7 +69,12 @@ impl NetHandler {
         metrics: Arc<NetMetrics>,
     ) -> Result<Self, u16> {
         let mut queues = activation.queues.into_iter();
-        let mut take = |index| queues.next().filter(|queue| queue.index == index).ok_or(index);
+        let mut take = |index| {
+            queues
+                .next()
+                .filter(|queue| queue.index == index)
+                .ok_or(index)
+        };
         let receive = take(RECEIVE_QUEUE)?;
         let transmit = take(TRANSMIT_QUEUE)?;
         let merges = activation.driver_features >> VIRTIO_NET_F_MRG_RXBUF & 1 == 1;
@@ -98,14 +106,20 @@ impl NetHandler {
         let transmits = token == u32::from(TRANSMIT_QUEUE) && !self.transmit_blocked
             || from_backend && events.contains(EventSet::OUT);
         if receives && !self.backend_failed {
-            self.receive_frames()
-                .map_err(|source| ServeError::Queue { queue: RECEIVE_QUEUE, source })?;
+            self.receive_frames().map_err(|source| ServeError::Queue {
+                queue: RECEIVE_QUEUE,
+                source,
+            })?;
         }
         if transmits {
-            self.transmit_frames()
-                .map_err(|source| ServeError::Queue { queue: TRANSMIT_QUEUE, source })?;
+            self.transmit_frames().map_err(|source| ServeError::Queue {
+                queue: TRANSMIT_QUEUE,
+                source,
+            })?;
         }
-        interest.modify(BACKEND_TOKEN, self.backend_events()).map_err(ServeError::Watch)
+        interest
+            .modify(BACKEND_TOKEN, self.backend_events())
+            .map_err(ServeError::Watch)
     }
 
     /// What the backend is watched for: nothing that nobody could make use of.
@@ -213,7 +227,11 @@ fn gather(
         }
         frame.push(descriptor.addr(), len)?;
     }
-    if total > HEADER_LEN { Ok(total) } else { Err(InvalidBuffer) }
+    if total > HEADER_LEN {
+        Ok(total)
+    } else {
+        Err(InvalidBuffer)
+    }
 }
 
 impl Handler for NetHandler {

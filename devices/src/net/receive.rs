@@ -77,7 +77,9 @@ impl ReceiveBuffers {
             if !self.posted.is_empty() && (!self.merges || self.space >= MAX_FRAME_LEN) {
                 break;
             }
-            let Some(chain) = queue.iter(&*memory)?.next() else { return Ok(()) };
+            let Some(chain) = queue.iter(&*memory)?.next() else {
+                return Ok(());
+            };
             let head = chain.head_index();
             let segments = self.segments.count();
             match self.push(chain) {
@@ -123,7 +125,12 @@ impl ReceiveBuffers {
             return Err(InvalidBuffer);
         }
         let segments = self.segments.count() - first_segment;
-        self.posted.push_back(PostedBuffer { head, len, segments, num_buffers });
+        self.posted.push_back(PostedBuffer {
+            head,
+            len,
+            segments,
+            num_buffers,
+        });
         self.space = self.space.saturating_add(len);
         Ok(())
     }
@@ -142,8 +149,12 @@ impl ReceiveBuffers {
         if len > self.space {
             return Ok(Ok(Received::TooLong));
         }
-        let frame_len = len.checked_sub(HEADER_LEN).ok_or(io::ErrorKind::UnexpectedEof)?;
-        Ok(self.publish(len, queue).map(|()| Received::Frame(frame_len)))
+        let frame_len = len
+            .checked_sub(HEADER_LEN)
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(self
+            .publish(len, queue)
+            .map(|()| Received::Frame(frame_len)))
     }
 
     fn publish(&mut self, len: usize, queue: &mut Queue) -> Result<(), Error> {
@@ -152,18 +163,23 @@ impl ReceiveBuffers {
         let mut segments = 0;
         let mut rest = len;
         while rest > 0 {
-            let Some(buffer) = self.posted.pop_front() else { break };
+            let Some(buffer) = self.posted.pop_front() else {
+                break;
+            };
             let part = buffer.len.min(rest);
             rest -= part;
             segments += buffer.segments;
             self.space -= buffer.len;
-            self.filled.push((buffer.head, u32::try_from(part).unwrap_or(u32::MAX)));
+            self.filled
+                .push((buffer.head, u32::try_from(part).unwrap_or(u32::MAX)));
             first.get_or_insert(buffer.num_buffers);
         }
         self.segments.remove_first(segments);
         let count = u16::try_from(self.filled.len()).unwrap_or(u16::MAX);
         for (byte, address) in count.to_le_bytes().into_iter().zip(first.iter().flatten()) {
-            self.memory.write_obj(byte, *address).map_err(Error::GuestMemory)?;
+            self.memory
+                .write_obj(byte, *address)
+                .map_err(Error::GuestMemory)?;
         }
         add_used(queue, &self.memory, &self.filled)
     }

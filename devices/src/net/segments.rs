@@ -27,7 +27,10 @@ pub struct InvalidBuffer;
 impl Segments {
     /// No pieces of `memory`.
     pub fn new(memory: GuestMemory) -> Self {
-        Self { memory, pieces: Vec::new() }
+        Self {
+            memory,
+            pieces: Vec::new(),
+        }
     }
 
     /// How many pieces there are.
@@ -70,7 +73,10 @@ impl Segments {
     /// What `readv` answers.
     pub fn read_from(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         let mut rest = 0_u8;
-        self.pieces.push(libc::iovec { iov_base: (&raw mut rest).cast(), iov_len: 1 });
+        self.pieces.push(libc::iovec {
+            iov_base: (&raw mut rest).cast(),
+            iov_len: 1,
+        });
         let count = self.pieces.len();
         // SAFETY: every piece lies in a mapping of guest memory, but the last, which is `rest`;
         // all of them stay where they are during the call.

@@ -56,11 +56,14 @@ impl Tap {
             .open(DEVICE)
             .map_err(host("open /dev/net/tun"))?;
         let tap = Self { file };
-        tap.ioctl(libc::TUNSETIFF, &request).map_err(host("create the tap"))?;
+        tap.ioctl(libc::TUNSETIFF, &request)
+            .map_err(host("create the tap"))?;
         let header_len: c_int = 12;
-        tap.ioctl(libc::TUNSETVNETHDRSZ, &header_len).map_err(host("set the header's size"))?;
+        tap.ioctl(libc::TUNSETVNETHDRSZ, &header_len)
+            .map_err(host("set the header's size"))?;
         let little_endian: c_int = 1;
-        tap.ioctl(libc::TUNSETVNETLE, &little_endian).map_err(host("set the header's order"))?;
+        tap.ioctl(libc::TUNSETVNETLE, &little_endian)
+            .map_err(host("set the header's order"))?;
         Ok(tap)
     }
 
@@ -69,7 +72,11 @@ impl Tap {
         // SAFETY: all requests made here read one value of the type they are given, and
         // `argument` is one.
         let result = unsafe { libc::ioctl(self.file.as_raw_fd(), request, argument) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -105,7 +112,11 @@ impl NetBackend for Tap {
         let flags = set.fold(0, |flags, (_, flag)| flags | c_ulong::from(*flag));
         // SAFETY: TUNSETOFFLOAD takes its flags by value and touches no memory of ours.
         let result = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -116,10 +127,17 @@ mod tests {
     #[test]
     fn names_the_kernel_would_refuse_are_refused() {
         for name in ["", "a/b", "a:b", "a b", "..", "0123456789abcdef", "nul\0"] {
-            assert!(matches!(interface_request(name), Err(TapError::Name(_))), "{name:?}");
+            assert!(
+                matches!(interface_request(name), Err(TapError::Name(_))),
+                "{name:?}"
+            );
         }
         let request = interface_request("tap0").unwrap();
-        let name: Vec<u8> = request.ifr_name.iter().map(|byte| byte.cast_unsigned()).collect();
+        let name: Vec<u8> = request
+            .ifr_name
+            .iter()
+            .map(|byte| byte.cast_unsigned())
+            .collect();
         assert_eq!(name[..5], *b"tap0\0");
     }
 }

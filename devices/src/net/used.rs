@@ -27,13 +27,19 @@ pub fn add_used(
         let slot = index.checked_rem(queue.size()).ok_or(Error::InvalidSize)?;
         let element = RING_OFFSET + 8 * u64::from(slot);
         let id = address(queue.used_ring(), element)?;
-        memory.write_obj(Le32::from(u32::from(head)), id).map_err(Error::GuestMemory)?;
+        memory
+            .write_obj(Le32::from(u32::from(head)), id)
+            .map_err(Error::GuestMemory)?;
         let written = address(queue.used_ring(), element + 4)?;
-        memory.write_obj(Le32::from(len), written).map_err(Error::GuestMemory)?;
+        memory
+            .write_obj(Le32::from(len), written)
+            .map_err(Error::GuestMemory)?;
         index = index.wrapping_add(1);
     }
     let at = address(queue.used_ring(), INDEX_OFFSET)?;
-    memory.store(index.to_le(), at, Ordering::Release).map_err(Error::GuestMemory)?;
+    memory
+        .store(index.to_le(), at, Ordering::Release)
+        .map_err(Error::GuestMemory)?;
     queue.set_next_used(index);
     Ok(())
 }
@@ -56,7 +62,10 @@ pub fn needs_interrupt(
     fence(Ordering::SeqCst);
     let load = |offset| {
         let at = address(queue.avail_ring(), offset)?;
-        memory.load(at, Ordering::Relaxed).map(u16::from_le).map_err(Error::GuestMemory)
+        memory
+            .load(at, Ordering::Relaxed)
+            .map(u16::from_le)
+            .map_err(Error::GuestMemory)
     };
     if queue.event_idx_enabled() {
         let event = load(RING_OFFSET + 2 * u64::from(queue.size()))?;
@@ -67,7 +76,9 @@ pub fn needs_interrupt(
 }
 
 fn address(base: u64, offset: u64) -> Result<GuestAddress, Error> {
-    base.checked_add(offset).map(GuestAddress).ok_or(Error::AddressOverflow)
+    base.checked_add(offset)
+        .map(GuestAddress)
+        .ok_or(Error::AddressOverflow)
 }
 
 #[cfg(test)]
@@ -78,7 +89,11 @@ mod tests {
     fn posted(count: u16, event_idx: bool) -> (TestDriver, Queue) {
         let mut driver = TestDriver::new(0x10000, &[4]);
         for _ in 0..count {
-            driver.queues[0].add(&[Buffer { address: 0x8000, len: 16, writable: true }]);
+            driver.queues[0].add(&[Buffer {
+                address: 0x8000,
+                len: 16,
+                writable: true,
+            }]);
         }
         let queue = driver.queues[0].handle(0, event_idx).queue;
         (driver, queue)
@@ -88,7 +103,11 @@ mod tests {
     fn buffers_are_used_in_order_across_the_end_of_the_ring() {
         let (mut driver, mut queue) = posted(0, false);
         for _ in 0..5 {
-            let buffer = Buffer { address: 0x8000, len: 16, writable: true };
+            let buffer = Buffer {
+                address: 0x8000,
+                len: 16,
+                writable: true,
+            };
             let heads = [(); 3].map(|()| driver.queues[0].add(&[buffer]));
             let used = heads.map(|head| (head, u32::from(head) + 1));
             add_used(&mut queue, &driver.memory, &used).unwrap();
@@ -110,7 +129,10 @@ mod tests {
     fn the_driver_says_when_it_wants_an_interrupt() {
         let (driver, mut queue) = posted(3, true);
         let memory = &*driver.memory;
-        assert!(!needs_interrupt(&queue, memory, 0).unwrap(), "nothing was used");
+        assert!(
+            !needs_interrupt(&queue, memory, 0).unwrap(),
+            "nothing was used"
+        );
         driver.queues[0].set_used_event(2);
         add_used(&mut queue, memory, &[(0, 1), (1, 1)]).unwrap();
         assert!(!needs_interrupt(&queue, memory, 0).unwrap());
@@ -122,7 +144,9 @@ mod tests {
         let memory = &*driver.memory;
         add_used(&mut queue, memory, &[(0, 1)]).unwrap();
         assert!(needs_interrupt(&queue, memory, 0).unwrap());
-        memory.write_obj(1_u16, GuestAddress(queue.avail_ring())).unwrap();
+        memory
+            .write_obj(1_u16, GuestAddress(queue.avail_ring()))
+            .unwrap();
         assert!(!needs_interrupt(&queue, memory, 0).unwrap());
     }
 }

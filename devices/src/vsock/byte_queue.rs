@@ -66,7 +66,9 @@ impl ByteQueue {
         let mut moved = 0;
         while moved < limit {
             let front = self.front();
-            let front = front.get(..front.len().min(limit - moved)).unwrap_or_default();
+            let front = front
+                .get(..front.len().min(limit - moved))
+                .unwrap_or_default();
             if front.is_empty() {
                 break;
             }
@@ -87,13 +89,19 @@ impl ByteQueue {
             self.chunks.push_back(vec![0; CHUNK_LEN].into_boxed_slice());
         }
         let used = end % CHUNK_LEN;
-        self.chunks.back_mut().and_then(|chunk| chunk.get_mut(used..)).unwrap_or_default()
+        self.chunks
+            .back_mut()
+            .and_then(|chunk| chunk.get_mut(used..))
+            .unwrap_or_default()
     }
 
     /// The oldest bytes that lie together.
     fn front(&self) -> &[u8] {
         let end = (self.taken + self.len).min(CHUNK_LEN);
-        self.chunks.front().and_then(|chunk| chunk.get(self.taken..end)).unwrap_or_default()
+        self.chunks
+            .front()
+            .and_then(|chunk| chunk.get(self.taken..end))
+            .unwrap_or_default()
     }
 
     /// Takes out `count` bytes, which all lie in the first chunk.

@@ -59,7 +59,11 @@ pub struct Outgoing {
 
 impl Outgoing {
     fn control(op: Op) -> Self {
-        Self { op, flags: 0, len: 0 }
+        Self {
+            op,
+            flags: 0,
+            len: 0,
+        }
     }
 }
 
@@ -133,11 +137,19 @@ impl Connection {
         let len = self.outbound.len().min(room);
         let len = u32::try_from(len).unwrap_or(u32::MAX).min(available);
         if len > 0 {
-            return Some(Outgoing { op: Op::Data, flags: 0, len });
+            return Some(Outgoing {
+                op: Op::Data,
+                flags: 0,
+                len,
+            });
         }
         let flags = self.shutdown_due();
         if flags & !self.sent_shutdown != 0 {
-            return Some(Outgoing { op: Op::Shutdown, flags, len: 0 });
+            return Some(Outgoing {
+                op: Op::Shutdown,
+                flags,
+                len: 0,
+            });
         }
         if self.credit_update_asked || self.credit.update_due() {
             return Some(Outgoing::control(Op::CreditUpdate));
@@ -173,12 +185,18 @@ impl Connection {
 
     /// The writer, when enough of what it wrote is gone.
     pub fn writer_to_wake(&mut self) -> Option<Waker> {
-        if self.outbound.len() <= SEND_WAKE_LEN { self.writer.take() } else { None }
+        if self.outbound.len() <= SEND_WAKE_LEN {
+            self.writer.take()
+        } else {
+            None
+        }
     }
 
     /// Everybody who waits on the connection.
     pub fn all_to_wake(&mut self) -> impl Iterator<Item = Waker> + use<> {
-        [self.reader.take(), self.writer.take()].into_iter().flatten()
+        [self.reader.take(), self.writer.take()]
+            .into_iter()
+            .flatten()
     }
 
     /// The reader, if it waits.
@@ -235,7 +253,11 @@ impl Connection {
         if self.guest_shutdown & SHUTDOWN_RECEIVE != 0 {
             self.outbound.clear();
         }
-        if self.guest_shutdown == SHUTDOWN_BOTH { Received::Finished } else { Received::Accepted }
+        if self.guest_shutdown == SHUTDOWN_BOTH {
+            Received::Finished
+        } else {
+            Received::Accepted
+        }
     }
 
     /// The flags the guest should know of by now.
@@ -297,7 +319,8 @@ impl Connection {
         }
         let limit = buffer.len();
         let moved = self.inbound.drain_to(&mut buffer, limit)?;
-        self.credit.consume(u32::try_from(moved).unwrap_or(u32::MAX));
+        self.credit
+            .consume(u32::try_from(moved).unwrap_or(u32::MAX));
         Poll::Ready(Ok(moved))
     }
 
@@ -328,7 +351,9 @@ impl Connection {
         if data.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let count = data.len().min(SEND_BUFFER_LEN.saturating_sub(self.outbound.len()));
+        let count = data
+            .len()
+            .min(SEND_BUFFER_LEN.saturating_sub(self.outbound.len()));
         if count == 0 {
             self.writer = Some(cx.waker().clone());
             return Poll::Pending;

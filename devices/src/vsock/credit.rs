@@ -88,7 +88,8 @@ impl Credit {
 
     /// Bytes the guest can take now.
     pub fn available(&self) -> u32 {
-        self.peer_window.saturating_sub(self.sent.wrapping_sub(self.peer_consumed))
+        self.peer_window
+            .saturating_sub(self.sent.wrapping_sub(self.peer_consumed))
     }
 
     /// `len` bytes go to the guest; at most [`Self::available`].
@@ -124,7 +125,10 @@ mod tests {
         credit.update(100, 0).unwrap();
         credit.spend(60);
         assert_eq!(credit.available(), 40);
-        assert_eq!(credit.update(100, 61), Err(CreditViolation::FalseAcknowledgement));
+        assert_eq!(
+            credit.update(100, 61),
+            Err(CreditViolation::FalseAcknowledgement)
+        );
         assert_eq!(credit.update(100, 60), Ok(()));
         assert_eq!(credit.available(), 100);
     }

@@ -44,7 +44,15 @@ impl Vsock {
         let muxer = Muxer::new(config.guest_cid, config.ready_port, seed);
         let shared = Arc::new(Shared::new(muxer)?);
         let host = VsockHost::new(Arc::clone(&shared));
-        Ok((Self { config, io, shared, handler: None }, host))
+        Ok((
+            Self {
+                config,
+                io,
+                shared,
+                handler: None,
+            },
+            host,
+        ))
     }
 }
 
@@ -64,7 +72,9 @@ impl VirtioDevice for Vsock {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         // struct virtio_vsock_config (5.10.4).
         let config = self.config.guest_cid.to_le_bytes();
-        let from = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
+        let from = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| config.get(offset..));
         let mut from = from.unwrap_or_default().iter();
         data.fill_with(|| from.next().copied().unwrap_or(0));
     }
@@ -77,14 +87,21 @@ impl VirtioDevice for Vsock {
             // What was asked for before the driver came up is waiting.
             self.shared.kick.write(1)
         });
-        attached.map_err(|source| ActivateError::Host { action: "serve the vsock queues", source })
+        attached.map_err(|source| ActivateError::Host {
+            action: "serve the vsock queues",
+            source,
+        })
     }
 
     fn deactivate(&mut self) -> Vec<QueueHandle> {
-        let Some(id) = self.handler.take() else { return Vec::new() };
+        let Some(id) = self.handler.take() else {
+            return Vec::new();
+        };
         let handler = self.io.detach(id);
         self.shared.as_device(|muxer| (muxer.reset_all(), false));
-        handler.map(|handler| handler.into_queues()).unwrap_or_default()
+        handler
+            .map(|handler| handler.into_queues())
+            .unwrap_or_default()
     }
 }
 

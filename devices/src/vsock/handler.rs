@@ -68,14 +68,20 @@ impl VsockHandler {
     /// The index of a queue that is missing.
     pub(super) fn new(activation: Activation, shared: Arc<Shared>) -> Result<Self, u16> {
         let mut queues = activation.queues.into_iter();
-        let mut take = |index| queues.next().filter(|queue| queue.index == index).ok_or(index);
+        let mut take = |index| {
+            queues
+                .next()
+                .filter(|queue| queue.index == index)
+                .ok_or(index)
+        };
         let receive = take(RECEIVE_QUEUE)?;
         let transmit = take(TRANSMIT_QUEUE)?;
         let events = take(EVENT_QUEUE)?;
         // A driver whose rings have moved on has connections that we know nothing of: it was
         // paused or restored.
-        let transport_reset_due =
-            [&receive, &transmit, &events].iter().any(|handle| handle.queue.next_avail() != 0);
+        let transport_reset_due = [&receive, &transmit, &events]
+            .iter()
+            .any(|handle| handle.queue.next_avail() != 0);
         Ok(Self {
             memory: activation.memory,
             receive,
@@ -112,12 +118,14 @@ impl VsockHandler {
     }
 
     fn exchange_with(&mut self, muxer: &mut Muxer) -> Result<(Progress, Progress), QueueError> {
-        let transmitted = self
-            .take_packets(muxer)
-            .map_err(|source| QueueError { queue: TRANSMIT_QUEUE, source })?;
-        let received = self
-            .give_packets(muxer)
-            .map_err(|source| QueueError { queue: RECEIVE_QUEUE, source })?;
+        let transmitted = self.take_packets(muxer).map_err(|source| QueueError {
+            queue: TRANSMIT_QUEUE,
+            source,
+        })?;
+        let received = self.give_packets(muxer).map_err(|source| QueueError {
+            queue: RECEIVE_QUEUE,
+            source,
+        })?;
         Ok((transmitted, received))
     }
 
@@ -171,7 +179,10 @@ impl VsockHandler {
 
     /// Tells the driver that its connections are gone, as soon as it offers a buffer.
     fn send_transport_reset(&mut self) -> Result<(), QueueError> {
-        let broken = |source| QueueError { queue: EVENT_QUEUE, source };
+        let broken = |source| QueueError {
+            queue: EVENT_QUEUE,
+            source,
+        };
         let memory = &*self.memory;
         let queue = &mut self.events.queue;
         while self.transport_reset_due {
@@ -183,8 +194,9 @@ impl VsockHandler {
             };
             let head = chain.head_index();
             let event = Le32::from(EVENT_TRANSPORT_RESET);
-            let written =
-                chain.writer(memory).is_ok_and(|mut buffer| buffer.write_obj(event).is_ok());
+            let written = chain
+                .writer(memory)
+                .is_ok_and(|mut buffer| buffer.write_obj(event).is_ok());
             let len = if written { 4 } else { 0 };
             queue.add_used(memory, head, len).map_err(broken)?;
             self.transport_reset_due = !written;
@@ -200,9 +212,15 @@ impl VsockHandler {
     fn interrupt_if_used(&mut self, before: [u16; 3]) -> Result<(), QueueError> {
         let handles = [&mut self.receive, &mut self.transmit, &mut self.events];
         for (handle, before) in handles.into_iter().zip(before) {
-            let broken = |source| QueueError { queue: handle.index, source };
+            let broken = |source| QueueError {
+                queue: handle.index,
+                source,
+            };
             if handle.queue.next_used() != before
-                && handle.queue.needs_notification(&*self.memory).map_err(broken)?
+                && handle
+                    .queue
+                    .needs_notification(&*self.memory)
+                    .map_err(broken)?
             {
                 self.interrupt.queue(handle.index);
             }
@@ -260,7 +278,11 @@ fn give_packet(
 
 impl Handler for VsockHandler {
     fn watch(&self) -> Vec<Watch> {
-        let watch = |fd: &EventFd, token| Watch { fd: fd.as_raw_fd(), token, events: EventSet::IN };
+        let watch = |fd: &EventFd, token| Watch {
+            fd: fd.as_raw_fd(),
+            token,
+            events: EventSet::IN,
+        };
         let mut watches: Vec<_> = [&self.receive, &self.transmit, &self.events]
             .map(|handle| watch(&handle.notify, u32::from(handle.index)))
             .into();

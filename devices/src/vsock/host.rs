@@ -31,7 +31,13 @@ struct State {
 impl Shared {
     pub(super) fn new(muxer: Muxer) -> io::Result<Self> {
         let kick = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        Ok(Self { state: Mutex::new(State { muxer, handler_idle: false }), kick })
+        Ok(Self {
+            state: Mutex::new(State {
+                muxer,
+                handler_idle: false,
+            }),
+            kick,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -112,7 +118,9 @@ impl VsockHost {
     ///
     /// The future's error: `NotConnected` when the device is gone.
     pub fn accept_ready(&self) -> AcceptReady {
-        AcceptReady { shared: Arc::clone(&self.shared) }
+        AcceptReady {
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     /// What happened so far.
@@ -138,7 +146,11 @@ impl Future for Connect {
             return Poll::Pending;
         }
         // Polled again after it was ready, it has nothing to give.
-        Poll::Ready(self.dialled.take().unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into())))
+        Poll::Ready(
+            self.dialled
+                .take()
+                .unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into())),
+        )
     }
 }
 

@@ -17,15 +17,16 @@ mod device;
 mod handler;
 mod host;
 mod muxer;
-mod packet;
+pub mod packet;
 mod stream;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use connection::SEND_BUFFER_LEN;
 pub use credit::RECEIVE_WINDOW;
 pub use device::{Vsock, VsockConfig};
 pub use host::{AcceptReady, Connect, VsockHost};
 pub use muxer::{MAX_CONNECTIONS, VsockCounters};
-pub use packet::HOST_CID;
 pub use stream::VsockStream;
 
 #[cfg(test)]

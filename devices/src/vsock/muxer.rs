@@ -144,7 +144,9 @@ impl Muxer {
     }
 
     fn receive_on(&mut self, id: ConnectionId, op: Op, header: &Header, data: &mut impl Read) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         let received = match connection.update_credit(header.buf_alloc, header.fwd_cnt) {
             Ok(()) => connection.receive(op, header.flags, header.len, data),
             Err(_) => Received::Violation,
@@ -173,7 +175,9 @@ impl Muxer {
         let is_ready = ports.host == self.ready_port
             && self.ready == Ready::Awaited
             && self.connections.len() < MAX_CONNECTIONS
-            && connection.update_credit(header.buf_alloc, header.fwd_cnt).is_ok();
+            && connection
+                .update_credit(header.buf_alloc, header.fwd_cnt)
+                .is_ok();
         if !is_ready {
             self.push_reset(ports, TYPE_STREAM);
             return;
@@ -198,9 +202,13 @@ impl Muxer {
             return Ok(Some(self.header(reset.ports, reset.kind, Op::Reset)));
         }
         while let Some(id) = self.sendable.pop_front() {
-            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            let Some(connection) = self.connections.get_mut(&id) else {
+                continue;
+            };
             connection.scheduled = false;
-            let Some(packet) = connection.outgoing(room) else { continue };
+            let Some(packet) = connection.outgoing(room) else {
+                continue;
+            };
             let (buf_alloc, fwd_cnt) = match connection.send(packet, sink) {
                 Ok(counters) => counters,
                 Err(error) => {
@@ -251,7 +259,10 @@ impl Muxer {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         let host = self.free_port();
-        Ok(self.insert(Connection::to_guest(Ports { host, guest: guest_port })))
+        Ok(self.insert(Connection::to_guest(Ports {
+            host,
+            guest: guest_port,
+        })))
     }
 
     /// A local port that no live connection has. There are far more ports than connections.
@@ -259,7 +270,10 @@ impl Muxer {
         loop {
             let host = self.next_port;
             self.next_port = host.wrapping_add(1) | FIRST_LOCAL_PORT;
-            let all = Ports { host, guest: 0 }..=Ports { host, guest: u32::MAX };
+            let all = Ports { host, guest: 0 }..=Ports {
+                host,
+                guest: u32::MAX,
+            };
             if host != self.ready_port && self.live.range(all).next().is_none() {
                 return host;
             }
@@ -293,7 +307,9 @@ impl Muxer {
 
     /// Breaks a connection off and tells the guest.
     fn abort(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get(&id) else { return };
+        let Some(connection) = self.connections.get(&id) else {
+            return;
+        };
         if connection.is_known_to_guest() {
             let ports = connection.ports;
             self.push_reset(ports, TYPE_STREAM);
@@ -302,14 +318,25 @@ impl Muxer {
     }
 
     fn reset_by_guest(&mut self, id: ConnectionId) {
-        let connecting =
-            self.connections.get(&id).is_some_and(|held| held.phase == Phase::Connecting);
-        self.end(id, if connecting { Ending::Refused } else { Ending::Reset });
+        let connecting = self
+            .connections
+            .get(&id)
+            .is_some_and(|held| held.phase == Phase::Connecting);
+        self.end(
+            id,
+            if connecting {
+                Ending::Refused
+            } else {
+                Ending::Reset
+            },
+        );
     }
 
     /// The connection is over for the guest, and for the host when nobody holds it there.
     fn end(&mut self, id: ConnectionId, ending: Ending) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         self.live.remove(&connection.ports);
         connection.close(ending);
         if mem::take(&mut connection.scheduled) {
@@ -370,7 +397,10 @@ impl Muxer {
         id: ConnectionId,
         act: impl FnOnce(&mut Connection) -> T,
     ) -> io::Result<T> {
-        let connection = self.connections.get_mut(&id).ok_or(io::ErrorKind::NotConnected)?;
+        let connection = self
+            .connections
+            .get_mut(&id)
+            .ok_or(io::ErrorKind::NotConnected)?;
         let result = act(connection);
         self.schedule(id);
         Ok(result)
@@ -379,7 +409,9 @@ impl Muxer {
     /// The host lets go of a connection: what was written still goes to the guest, unless
     /// something is left unread, which resets it (as TCP does, RFC 2525 2.17).
     pub fn release(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         connection.held = false;
         match connection.phase {
             Phase::Closed(_) => {

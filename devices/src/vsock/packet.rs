@@ -112,7 +112,10 @@ impl Header {
     /// The ports of a packet that came from the guest.
     #[must_use]
     pub fn ports_from_guest(&self) -> Ports {
-        Ports { host: self.dst_port, guest: self.src_port }
+        Ports {
+            host: self.dst_port,
+            guest: self.src_port,
+        }
     }
 }
 

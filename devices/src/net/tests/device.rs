@@ -79,18 +79,33 @@ fn an_mtu_is_offered_only_when_there_is_one() {
 #[test]
 fn the_tap_leaves_to_the_guest_what_its_driver_accepted() {
     let bit = |bit: u32| 1_u64 << bit;
-    let all = Offloads { checksum: true, tso4: true, tso6: true, ecn: true };
+    let all = Offloads {
+        checksum: true,
+        tso4: true,
+        tso6: true,
+        ecn: true,
+    };
     let tso = bit(VIRTIO_NET_F_GUEST_TSO4) | bit(VIRTIO_NET_F_GUEST_TSO6);
     let ecn = bit(VIRTIO_NET_F_GUEST_ECN);
     for (features, expected) in [
         (0, Offloads::default()),
         (tso | ecn, Offloads::default()),
-        (bit(VIRTIO_NET_F_GUEST_CSUM) | ecn, Offloads { checksum: true, ..Offloads::default() }),
+        (
+            bit(VIRTIO_NET_F_GUEST_CSUM) | ecn,
+            Offloads {
+                checksum: true,
+                ..Offloads::default()
+            },
+        ),
         (bit(VIRTIO_NET_F_GUEST_CSUM) | tso | ecn, all),
     ] {
         let (mut card, socket, _network) = card();
         driver().start(&mut card, features);
-        assert_eq!(*socket.offloads.lock().unwrap(), Some(expected), "{features:#x}");
+        assert_eq!(
+            *socket.offloads.lock().unwrap(),
+            Some(expected),
+            "{features:#x}"
+        );
     }
 }
 
@@ -105,7 +120,10 @@ fn frames_go_both_ways() {
     assert_eq!(received.len as usize, sent.len());
     assert_eq!(received.writable[..10], sent[..10]);
     assert_eq!(received.writable[10..HEADER_LEN], [1, 0], "one buffer");
-    assert_eq!(received.writable[HEADER_LEN..sent.len()], sent[HEADER_LEN..]);
+    assert_eq!(
+        received.writable[HEADER_LEN..sent.len()],
+        sent[HEADER_LEN..]
+    );
 
     let sent = frame(2, 1500);
     driver.request(TX, &sent, 0);
@@ -130,11 +148,17 @@ fn frames_wait_for_a_guest_without_buffers() {
         thread::yield_now();
     }
     thread::sleep(Duration::from_millis(10));
-    assert!(metrics.receive_stalls.load(Ordering::Relaxed) < 3, "it waits, it does not spin");
+    assert!(
+        metrics.receive_stalls.load(Ordering::Relaxed) < 3,
+        "it waits, it does not spin"
+    );
     for seed in 0..3 {
         driver.request(RX, &[], 2048);
         let received = driver.complete(RX);
-        assert_eq!(received.writable[HEADER_LEN..HEADER_LEN + 100], frame(seed, 100)[HEADER_LEN..]);
+        assert_eq!(
+            received.writable[HEADER_LEN..HEADER_LEN + 100],
+            frame(seed, 100)[HEADER_LEN..]
+        );
     }
 }
 
@@ -169,8 +193,11 @@ fn ten_thousand_frames_arrive_in_order() {
         }
         network
     });
-    let buffer =
-        |slot: usize| Buffer { address: address + 2048 * slot as u64, len: 2048, writable: true };
+    let buffer = |slot: usize| Buffer {
+        address: address + 2048 * slot as u64,
+        len: 2048,
+        writable: true,
+    };
     let mut slots = std::collections::HashMap::new();
     for slot in 0..32 {
         slots.insert(driver.queues[RX].add(&[buffer(slot)]), slot);
@@ -186,7 +213,10 @@ fn ten_thousand_frames_arrive_in_order() {
         };
         let slot = slots.remove(&used.head).unwrap();
         let mut arrived = vec![0; used.len as usize];
-        driver.memory.read_slice(&mut arrived, GuestAddress(buffer(slot).address)).unwrap();
+        driver
+            .memory
+            .read_slice(&mut arrived, GuestAddress(buffer(slot).address))
+            .unwrap();
         assert!(arrived[HEADER_LEN..] == frame(seed, 60 + seed % 1400)[HEADER_LEN..]);
         seed += 1;
         slots.insert(driver.queues[RX].add(&[buffer(slot)]), slot);
@@ -201,20 +231,53 @@ fn malformed_chains_come_back_unused_and_the_card_goes_on() {
     let mut driver = driver();
     let queue = &mut driver.queues[TX];
     // No frame after the header, writable, outside memory, longer than any frame, a loop.
-    queue.add(&[Buffer { address: 0x10_0000, len: 12, writable: false }]);
-    queue.add(&[Buffer { address: 0x10_0000, len: 100, writable: true }]);
-    queue.add(&[Buffer { address: 1 << 40, len: 100, writable: false }]);
-    queue.add(&[Buffer { address: 0x10_0000, len: 70_000, writable: false }]);
+    queue.add(&[Buffer {
+        address: 0x10_0000,
+        len: 12,
+        writable: false,
+    }]);
+    queue.add(&[Buffer {
+        address: 0x10_0000,
+        len: 100,
+        writable: true,
+    }]);
+    queue.add(&[Buffer {
+        address: 1 << 40,
+        len: 100,
+        writable: false,
+    }]);
+    queue.add(&[Buffer {
+        address: 0x10_0000,
+        len: 70_000,
+        writable: false,
+    }]);
     queue.write_descriptor(
         60,
-        RawDescriptor { address: 0x10_0000, len: 1 << 12, flags: 1, next: 60 },
+        RawDescriptor {
+            address: 0x10_0000,
+            len: 1 << 12,
+            flags: 1,
+            next: 60,
+        },
     );
     queue.publish(60);
     let queue = &mut driver.queues[RX];
     // Too short for a header, readable, outside memory.
-    queue.add(&[Buffer { address: 0x10_0000, len: 11, writable: true }]);
-    queue.add(&[Buffer { address: 0x10_0000, len: 2048, writable: false }]);
-    queue.add(&[Buffer { address: u64::MAX - 8, len: 2048, writable: true }]);
+    queue.add(&[Buffer {
+        address: 0x10_0000,
+        len: 11,
+        writable: true,
+    }]);
+    queue.add(&[Buffer {
+        address: 0x10_0000,
+        len: 2048,
+        writable: false,
+    }]);
+    queue.add(&[Buffer {
+        address: u64::MAX - 8,
+        len: 2048,
+        writable: true,
+    }]);
     driver.start(&mut card, FEATURES);
     driver.queues[TX].kick();
     driver.queues[RX].kick();
@@ -240,7 +303,9 @@ fn a_broken_ring_asks_for_a_reset() {
         let mut driver = started(&mut card);
         driver.queues[queue].set_avail_index(1000);
         driver.queues[queue].kick();
-        driver.interrupt.wait_until(|seen| !seen.needs_reset.is_empty());
+        driver
+            .interrupt
+            .wait_until(|seen| !seen.needs_reset.is_empty());
     }
 }
 
@@ -254,10 +319,17 @@ fn a_paused_card_goes_on_where_it_was() {
     network.send(&frame(1, 100)).unwrap();
     assert_eq!(driver.complete(RX).len, 112);
     let queues = card.deactivate();
-    assert_eq!(queues.iter().map(|handle| handle.index).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(
+        queues.iter().map(|handle| handle.index).collect::<Vec<_>>(),
+        [0, 1]
+    );
     network.send(&frame(2, 200)).unwrap();
     thread::sleep(Duration::from_millis(10));
-    assert_eq!(driver.try_complete(RX), None, "nothing is written while it is paused");
+    assert_eq!(
+        driver.try_complete(RX),
+        None,
+        "nothing is written while it is paused"
+    );
     let mut activation = driver.activation(FEATURES);
     activation.queues = queues;
     card.activate(activation).unwrap();
@@ -290,6 +362,8 @@ fn a_driver_without_interrupt_needs_is_not_interrupted() {
     driver.complete(RX);
     driver.request(TX, &frame(1, 100), 0);
     driver.complete(TX);
-    driver.interrupt.wait_until(|seen| seen.queues.get(&1) == Some(&1));
+    driver
+        .interrupt
+        .wait_until(|seen| seen.queues.get(&1) == Some(&1));
     assert_eq!(driver.interrupt.seen().queues.get(&0), None);
 }

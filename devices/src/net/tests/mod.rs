@@ -2,6 +2,7 @@
 
 mod device;
 mod receive;
+mod tap;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,7 +24,13 @@ impl Socket {
         let (socket, network) = UnixDatagram::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
         network.set_nonblocking(true).unwrap();
-        (Arc::new(Self { socket, offloads: Mutex::new(None) }), network)
+        (
+            Arc::new(Self {
+                socket,
+                offloads: Mutex::new(None),
+            }),
+            network,
+        )
     }
 }
 
@@ -44,6 +51,6 @@ impl NetBackend for Socket {
 /// that tell their positions.
 fn frame(seed: usize, len: usize) -> Vec<u8> {
     let mut frame = vec![0; HEADER_LEN];
-    frame.extend((0..len).map(|position| ((seed + position) * 0x9e37 >> 8).to_le_bytes()[0]));
+    frame.extend((0..len).map(|position| (((seed + position) * 0x9e37) >> 8).to_le_bytes()[0]));
     frame
 }

@@ -46,7 +46,11 @@ impl Bench {
             .iter()
             .map(|&len| {
                 let address = self.driver.allocate(u64::from(len), 1);
-                Buffer { address, len, writable: true }
+                Buffer {
+                    address,
+                    len,
+                    writable: true,
+                }
             })
             .collect();
         let head = self.driver.queues[0].add(&buffers);
@@ -55,7 +59,10 @@ impl Bench {
 
     fn receive(&mut self) -> Received {
         self.buffers.refill(&mut self.queue, &self.metrics).unwrap();
-        self.buffers.receive(self.card.as_fd(), &mut self.queue).unwrap().unwrap()
+        self.buffers
+            .receive(self.card.as_fd(), &mut self.queue)
+            .unwrap()
+            .unwrap()
     }
 
     /// The next frame as the driver finds it, and in how many chains.
@@ -70,7 +77,10 @@ impl Bench {
             let mut rest = used.len as usize;
             for buffer in buffers {
                 let mut part = vec![0; rest.min(buffer.len as usize)];
-                self.driver.memory.read_slice(&mut part, GuestAddress(buffer.address)).unwrap();
+                self.driver
+                    .memory
+                    .read_slice(&mut part, GuestAddress(buffer.address))
+                    .unwrap();
                 rest -= part.len();
                 frame.extend(part);
             }
@@ -90,7 +100,10 @@ impl Bench {
         assert_eq!(self.receive(), Received::Frame(len));
         let (mut arrived, chains) = self.take().unwrap();
         arrived[10..HEADER_LEN].fill(0);
-        assert!(arrived == sent, "frame {seed} of {len} bytes came out different");
+        assert!(
+            arrived == sent,
+            "frame {seed} of {len} bytes came out different"
+        );
         chains
     }
 }
@@ -149,7 +162,11 @@ fn more_pieces_than_the_kernel_takes_at_once_are_used_in_rounds() {
         let buffers: Vec<_> = (0..60)
             .map(|_| {
                 let address = bench.driver.allocate(10, 1);
-                Buffer { address, len: 10, writable: true }
+                Buffer {
+                    address,
+                    len: 10,
+                    writable: true,
+                }
             })
             .collect();
         let table = bench.driver.allocate(16 * 60, 16);
@@ -164,10 +181,20 @@ fn more_pieces_than_the_kernel_takes_at_once_are_used_in_rounds() {
 #[test]
 fn one_chain_of_too_many_pieces_goes_back() {
     let mut bench = Bench::new(true);
-    let buffers = vec![Buffer { address: 0x10_0000, len: 10, writable: true }; 1024];
+    let buffers = vec![
+        Buffer {
+            address: 0x10_0000,
+            len: 10,
+            writable: true
+        };
+        1024
+    ];
     let table = bench.driver.allocate(16 * 1024, 16);
     bench.driver.queues[0].add_indirect(&buffers, table);
-    bench.buffers.refill(&mut bench.queue, &bench.metrics).unwrap();
+    bench
+        .buffers
+        .refill(&mut bench.queue, &bench.metrics)
+        .unwrap();
     assert!(bench.buffers.is_empty());
     assert_eq!(bench.driver.queues[0].used().unwrap().len, 0);
 }

@@ -8,8 +8,8 @@ use vm_memory::{Bytes, GuestAddress, Le32};
 
 use super::super::credit::RECEIVE_WINDOW;
 use super::super::packet::{Header, Op, Ports, SHUTDOWN_BOTH, SHUTDOWN_SEND};
-use super::guest::{EVENT_IDX, EVENTS, Guest, RX, RX_DATA_LEN, TX, device, wait_for};
-use super::{READY_PORT, block_on, read, write_all};
+use super::super::testing::{EVENT_IDX, EVENTS, Guest, RX, RX_DATA_LEN, TX, wait_for};
+use super::{READY_PORT, block_on, device, read, write_all};
 use crate::virtio::testing::{Buffer, RawDescriptor};
 use crate::virtio::{DeviceType, QueueHandle, VirtioDevice};
 
@@ -43,7 +43,10 @@ fn the_host_dials_before_the_driver_is_up_and_both_ends_talk() {
     assert_eq!(&buffer[..4], b"pong");
     drop(stream);
     let (shutdown, _) = guest.receive();
-    assert_eq!((shutdown.op, shutdown.flags), (Op::Shutdown as u16, SHUTDOWN_BOTH));
+    assert_eq!(
+        (shutdown.op, shutdown.flags),
+        (Op::Shutdown as u16, SHUTDOWN_BOTH)
+    );
 }
 
 #[test]
@@ -52,9 +55,15 @@ fn nobody_listening_is_a_refused_connection() {
     let mut guest = Guest::started(&mut device);
     let connecting = host.connect(PORT);
     let (request, _) = guest.receive();
-    let ports = Ports { host: request.src_port, guest: PORT };
+    let ports = Ports {
+        host: request.src_port,
+        guest: PORT,
+    };
     guest.send(guest.header(ports, Op::Reset));
-    assert_eq!(block_on(connecting).err().unwrap().kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(
+        block_on(connecting).err().unwrap().kind(),
+        ErrorKind::ConnectionRefused
+    );
 }
 
 #[test]
@@ -65,16 +74,28 @@ fn the_guest_reports_ready_once() {
         move || block_on(host.accept_ready()).unwrap()
     });
     let mut guest = Guest::started(&mut device);
-    let ports = Ports { host: READY_PORT, guest: 5 };
+    let ports = Ports {
+        host: READY_PORT,
+        guest: 5,
+    };
     guest.send(guest.header(ports, Op::Request));
     assert_eq!(guest.receive().0.op, Op::Response as u16);
     guest.send_data(ports, b"ready");
-    guest.send(Header { flags: SHUTDOWN_SEND, ..guest.header(ports, Op::Shutdown) });
+    guest.send(Header {
+        flags: SHUTDOWN_SEND,
+        ..guest.header(ports, Op::Shutdown)
+    });
     let stream = accepting.join().unwrap();
     let mut buffer = [0; 16];
     assert_eq!(read(&stream, &mut buffer).unwrap(), 5);
     assert_eq!(read(&stream, &mut buffer).unwrap(), 0);
-    guest.send(guest.header(Ports { host: READY_PORT, guest: 6 }, Op::Request));
+    guest.send(guest.header(
+        Ports {
+            host: READY_PORT,
+            guest: 6,
+        },
+        Op::Request,
+    ));
     assert_eq!(guest.receive().0.op, Op::Reset as u16);
     assert_eq!(host.counters().resets, 1);
 }
@@ -115,7 +136,9 @@ fn a_hundred_megabytes_from_the_guest_arrive_in_order() {
         let data: Vec<u8> = if round == 0 {
             packet.clone()
         } else {
-            (round * PACKET..(round + 1) * PACKET).map(pattern).collect()
+            (round * PACKET..(round + 1) * PACKET)
+                .map(pattern)
+                .collect()
         };
         guest.send_data(ports, &data);
         sent += u32::try_from(PACKET).unwrap();
@@ -144,10 +167,17 @@ fn ten_megabytes_to_a_guest_with_a_tiny_window_arrive_in_order() {
     while position < TOTAL {
         let (header, data) = guest.receive();
         if header.op == Op::Data as u16 {
-            assert!(data.iter().enumerate().all(|(i, byte)| *byte == pattern(position + i)));
+            assert!(
+                data.iter()
+                    .enumerate()
+                    .all(|(i, byte)| *byte == pattern(position + i))
+            );
             position += data.len();
             unacknowledged += data.len();
-            assert!(unacknowledged <= 10_000, "the host sent more than its credit");
+            assert!(
+                unacknowledged <= 10_000,
+                "the host sent more than its credit"
+            );
             *guest.consumed.entry(ports).or_default() += header.len;
         }
         // Tell the host when it asks, and now and then.
@@ -179,17 +209,49 @@ fn malformed_chains_come_back_unused_and_the_device_goes_on() {
     guest.driver.start(&mut device, EVENT_IDX);
     let queue = &mut guest.driver.queues[TX];
     // Too short for a header, writable only, outside memory, and a loop.
-    queue.add(&[Buffer { address: 0x10_0000, len: 43, writable: false }]);
-    queue.add(&[Buffer { address: 0x10_0000, len: 44, writable: true }]);
-    queue.add(&[Buffer { address: 1 << 40, len: 44, writable: false }]);
-    queue.write_descriptor(60, RawDescriptor { address: 0x10_0000, len: 1, flags: 1, next: 60 });
+    queue.add(&[Buffer {
+        address: 0x10_0000,
+        len: 43,
+        writable: false,
+    }]);
+    queue.add(&[Buffer {
+        address: 0x10_0000,
+        len: 44,
+        writable: true,
+    }]);
+    queue.add(&[Buffer {
+        address: 1 << 40,
+        len: 44,
+        writable: false,
+    }]);
+    queue.write_descriptor(
+        60,
+        RawDescriptor {
+            address: 0x10_0000,
+            len: 1,
+            flags: 1,
+            next: 60,
+        },
+    );
     queue.publish(60);
     queue.kick();
     // Too short for a packet, readable, outside memory.
     let queue = &mut guest.driver.queues[RX];
-    queue.add(&[Buffer { address: 0x10_0000, len: 44, writable: true }]);
-    queue.add(&[Buffer { address: 0x10_0000, len: 4096, writable: false }]);
-    queue.add(&[Buffer { address: u64::MAX - 8, len: 4096, writable: true }]);
+    queue.add(&[Buffer {
+        address: 0x10_0000,
+        len: 44,
+        writable: true,
+    }]);
+    queue.add(&[Buffer {
+        address: 0x10_0000,
+        len: 4096,
+        writable: false,
+    }]);
+    queue.add(&[Buffer {
+        address: u64::MAX - 8,
+        len: 4096,
+        writable: true,
+    }]);
     queue.kick();
     let connecting = host.connect(PORT);
     for _ in 0..3 {
@@ -214,8 +276,14 @@ fn a_broken_ring_asks_for_a_reset_and_ends_all_streams() {
     let stream = block_on(connecting).unwrap();
     guest.driver.queues[TX].set_avail_index(1000);
     guest.driver.queues[TX].kick();
-    guest.driver.interrupt.wait_until(|seen| !seen.needs_reset.is_empty());
-    assert_eq!(read(&stream, &mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    guest
+        .driver
+        .interrupt
+        .wait_until(|seen| !seen.needs_reset.is_empty());
+    assert_eq!(
+        read(&stream, &mut [0]).unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
 }
 
 #[test]
@@ -226,13 +294,27 @@ fn a_paused_guest_hears_that_its_connections_are_gone() {
     guest.accept();
     let stream = block_on(connecting).unwrap();
     let queues: Vec<QueueHandle> = device.deactivate();
-    assert_eq!(queues.iter().map(|handle| handle.index).collect::<Vec<_>>(), [0, 1, 2]);
-    assert_eq!(read(&stream, &mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(
+        queues.iter().map(|handle| handle.index).collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
+    assert_eq!(
+        read(&stream, &mut [0]).unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
     assert!(device.deactivate().is_empty());
 
     let address = guest.driver.allocate(4, 4);
-    guest.driver.queues[EVENTS].add(&[Buffer { address, len: 4, writable: true }]);
-    guest.driver.memory.write_obj(Le32::from(99), GuestAddress(address)).unwrap();
+    guest.driver.queues[EVENTS].add(&[Buffer {
+        address,
+        len: 4,
+        writable: true,
+    }]);
+    guest
+        .driver
+        .memory
+        .write_obj(Le32::from(99), GuestAddress(address))
+        .unwrap();
     let mut activation = guest.driver.activation(EVENT_IDX);
     activation.queues = queues;
     device.activate(activation).unwrap();
@@ -261,7 +343,10 @@ fn when_the_device_is_gone_nobody_waits() {
     drop(device);
     assert_eq!(waiting.join().unwrap(), ErrorKind::ConnectionReset);
     assert_eq!(accepting.join().unwrap(), ErrorKind::NotConnected);
-    assert_eq!(block_on(host.connect(PORT)).err().unwrap().kind(), ErrorKind::NotConnected);
+    assert_eq!(
+        block_on(host.connect(PORT)).err().unwrap().kind(),
+        ErrorKind::NotConnected
+    );
 }
 
 #[test]
@@ -279,5 +364,8 @@ fn a_driver_without_interrupt_needs_is_not_interrupted() {
         read(&stream, &mut [0; 8192]).unwrap();
     }
     assert_eq!(guest.driver.interrupt.seen(), before);
-    assert_eq!(host.counters().bytes_from_guest, 10 * u64::from(RX_DATA_LEN));
+    assert_eq!(
+        host.counters().bytes_from_guest,
+        10 * u64::from(RX_DATA_LEN)
+    );
 }

@@ -1,7 +1,6 @@
 //! The device from both ends: tasks of the host, and a driver or a scripted guest.
 
 mod device;
-mod guest;
 mod muxer;
 
 use std::future::poll_fn;
@@ -10,10 +9,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
-use super::VsockStream;
+use super::testing::GUEST_CID;
+use super::{Vsock, VsockConfig, VsockHost, VsockStream};
+use crate::event_loop::EventLoop;
 
-const GUEST_CID: u64 = 3;
 const READY_PORT: u32 = 1024;
+
+fn device() -> (Vsock, VsockHost) {
+    let io = EventLoop::spawn("test-io", Box::new(|| Ok(()))).unwrap();
+    Vsock::new(
+        VsockConfig {
+            guest_cid: GUEST_CID,
+            ready_port: READY_PORT,
+        },
+        io,
+    )
+    .unwrap()
+}
 
 struct Unpark(Thread);
 

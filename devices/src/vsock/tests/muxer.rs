@@ -11,7 +11,8 @@ use super::super::muxer::{ConnectionId, MAX_CONNECTIONS, Muxer};
 use super::super::packet::{
     HOST_CID, Header, Op, Ports, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM,
 };
-use super::{GUEST_CID, READY_PORT, poll_once};
+use super::super::testing::GUEST_CID;
+use super::{READY_PORT, poll_once};
 
 const PORT: u32 = 77;
 
@@ -40,7 +41,10 @@ fn send(muxer: &mut Muxer, header: Header) {
 }
 
 fn send_data(muxer: &mut Muxer, ports: Ports, data: &[u8]) {
-    let header = Header { len: u32::try_from(data.len()).unwrap(), ..packet(ports, Op::Data) };
+    let header = Header {
+        len: u32::try_from(data.len()).unwrap(),
+        ..packet(ports, Op::Data)
+    };
     muxer.receive(&header, data.len(), &mut &*data);
 }
 
@@ -62,20 +66,27 @@ fn connected(muxer: &mut Muxer) -> (ConnectionId, Ports) {
     let (request, _) = next(muxer).unwrap();
     assert_eq!((request.op, request.dst_port), (Op::Request as u16, PORT));
     assert_eq!((request.buf_alloc, request.fwd_cnt), (RECEIVE_WINDOW, 0));
-    let ports = Ports { host: request.src_port, guest: PORT };
+    let ports = Ports {
+        host: request.src_port,
+        guest: PORT,
+    };
     send(muxer, packet(ports, Op::Response));
     assert_eq!(poll_connected(muxer, id), Poll::Ready(Ok(())));
     (id, ports)
 }
 
 fn poll_connected(muxer: &mut Muxer, id: ConnectionId) -> Poll<Result<(), ErrorKind>> {
-    let poll = muxer.on(id, |connection| poll_once(|cx| connection.poll_connected(cx)));
+    let poll = muxer.on(id, |connection| {
+        poll_once(|cx| connection.poll_connected(cx))
+    });
     poll.unwrap().map_err(|error| error.kind())
 }
 
 fn read(muxer: &mut Muxer, id: ConnectionId, len: usize) -> Poll<Result<Vec<u8>, ErrorKind>> {
     let mut buffer = vec![0; len];
-    let poll = muxer.on(id, |connection| poll_once(|cx| connection.poll_read(cx, &mut buffer)));
+    let poll = muxer.on(id, |connection| {
+        poll_once(|cx| connection.poll_read(cx, &mut buffer))
+    });
     poll.unwrap().map(|outcome| match outcome {
         Ok(count) => Ok(buffer[..count].to_vec()),
         Err(error) => Err(error.kind()),
@@ -83,7 +94,9 @@ fn read(muxer: &mut Muxer, id: ConnectionId, len: usize) -> Poll<Result<Vec<u8>,
 }
 
 fn write(muxer: &mut Muxer, id: ConnectionId, data: &[u8]) -> Poll<Result<usize, ErrorKind>> {
-    let poll = muxer.on(id, |connection| poll_once(|cx| connection.poll_write(cx, data)));
+    let poll = muxer.on(id, |connection| {
+        poll_once(|cx| connection.poll_write(cx, data))
+    });
     poll.unwrap().map_err(|error| error.kind())
 }
 
@@ -93,9 +106,15 @@ fn a_refused_request_is_told_to_who_asked() {
     let id = muxer.connect(PORT).unwrap();
     assert!(poll_connected(&mut muxer, id).is_pending());
     let (request, _) = next(&mut muxer).unwrap();
-    let ports = Ports { host: request.src_port, guest: PORT };
+    let ports = Ports {
+        host: request.src_port,
+        guest: PORT,
+    };
     send(&mut muxer, packet(ports, Op::Reset));
-    assert_eq!(poll_connected(&mut muxer, id), Poll::Ready(Err(ErrorKind::ConnectionRefused)));
+    assert_eq!(
+        poll_connected(&mut muxer, id),
+        Poll::Ready(Err(ErrorKind::ConnectionRefused))
+    );
     muxer.release(id);
     assert_eq!(next_op(&mut muxer), None);
 }
@@ -121,30 +140,72 @@ fn a_request_given_up_after_it_was_sent_is_reset() {
 fn an_answer_to_a_request_that_was_not_sent_opens_nothing() {
     let mut muxer = Muxer::new(GUEST_CID, READY_PORT, 5);
     let id = muxer.connect(PORT).unwrap();
-    send(&mut muxer, packet(Ports { host: 5 | 1 << 30, guest: PORT }, Op::Response));
-    assert_eq!(poll_connected(&mut muxer, id), Poll::Ready(Err(ErrorKind::ConnectionReset)));
-    assert_eq!(next_op(&mut muxer), None, "the guest knows of no connection");
+    send(
+        &mut muxer,
+        packet(
+            Ports {
+                host: 5 | 1 << 30,
+                guest: PORT,
+            },
+            Op::Response,
+        ),
+    );
+    assert_eq!(
+        poll_connected(&mut muxer, id),
+        Poll::Ready(Err(ErrorKind::ConnectionReset))
+    );
+    assert_eq!(
+        next_op(&mut muxer),
+        None,
+        "the guest knows of no connection"
+    );
 }
 
 #[test]
 fn the_guest_opens_one_connection_to_the_ready_port_and_no_other() {
     let mut muxer = muxer();
-    send(&mut muxer, packet(Ports { host: READY_PORT + 1, guest: 9 }, Op::Request));
+    send(
+        &mut muxer,
+        packet(
+            Ports {
+                host: READY_PORT + 1,
+                guest: 9,
+            },
+            Op::Request,
+        ),
+    );
     assert_eq!(next_op(&mut muxer), Some(Op::Reset));
     assert!(poll_once(|cx| muxer.poll_ready(cx)).is_pending());
-    let ports = Ports { host: READY_PORT, guest: 9 };
+    let ports = Ports {
+        host: READY_PORT,
+        guest: 9,
+    };
     send(&mut muxer, packet(ports, Op::Request));
     assert_eq!(muxer.take_wakers().len(), 1);
     assert_eq!(next_op(&mut muxer), Some(Op::Response));
-    let Poll::Ready(Ok(id)) = poll_once(|cx| muxer.poll_ready(cx)) else { panic!("not ready") };
+    let Poll::Ready(Ok(id)) = poll_once(|cx| muxer.poll_ready(cx)) else {
+        panic!("not ready")
+    };
     send_data(&mut muxer, ports, b"hello");
     assert_eq!(read(&mut muxer, id, 16), Poll::Ready(Ok(b"hello".to_vec())));
-    send(&mut muxer, packet(Ports { host: READY_PORT, guest: 10 }, Op::Request));
+    send(
+        &mut muxer,
+        packet(
+            Ports {
+                host: READY_PORT,
+                guest: 10,
+            },
+            Op::Request,
+        ),
+    );
     assert_eq!(next_op(&mut muxer), Some(Op::Reset));
     assert!(poll_once(|cx| muxer.poll_ready(cx)).is_pending());
     // Its next start may open one again, even from the same port and with the first unclosed.
     muxer.reset_all();
-    assert_eq!(read(&mut muxer, id, 16), Poll::Ready(Err(ErrorKind::ConnectionReset)));
+    assert_eq!(
+        read(&mut muxer, id, 16),
+        Poll::Ready(Err(ErrorKind::ConnectionReset))
+    );
     send(&mut muxer, packet(ports, Op::Request));
     assert!(poll_once(|cx| muxer.poll_ready(cx)).is_ready());
     muxer.release(id);
@@ -157,7 +218,10 @@ fn a_repeated_request_on_an_open_connection_resets_it() {
     let (id, ports) = connected(&mut muxer);
     send(&mut muxer, packet(ports, Op::Request));
     assert_eq!(next_op(&mut muxer), Some(Op::Reset));
-    assert_eq!(read(&mut muxer, id, 1), Poll::Ready(Err(ErrorKind::ConnectionReset)));
+    assert_eq!(
+        read(&mut muxer, id, 1),
+        Poll::Ready(Err(ErrorKind::ConnectionReset))
+    );
 }
 
 #[test]
@@ -173,45 +237,86 @@ fn a_reader_that_does_not_read_gives_no_credit_and_holds_one_window() {
     let (update, _) = next(&mut muxer).unwrap();
     assert_eq!((update.buf_alloc, update.fwd_cnt), (RECEIVE_WINDOW, 0));
     // Reading frees the window, and the guest hears of it.
-    assert_eq!(read(&mut muxer, id, chunk.len()), Poll::Ready(Ok(chunk.clone())));
+    assert_eq!(
+        read(&mut muxer, id, chunk.len()),
+        Poll::Ready(Ok(chunk.clone()))
+    );
     let (update, _) = next(&mut muxer).unwrap();
-    assert_eq!((update.op, update.fwd_cnt), (Op::CreditUpdate as u16, 64 * 1024));
+    assert_eq!(
+        (update.op, update.fwd_cnt),
+        (Op::CreditUpdate as u16, 64 * 1024)
+    );
     send_data(&mut muxer, ports, &chunk);
     send_data(&mut muxer, ports, b"x");
-    assert_eq!(next_op(&mut muxer), Some(Op::Reset), "a byte more than the credit");
+    assert_eq!(
+        next_op(&mut muxer),
+        Some(Op::Reset),
+        "a byte more than the credit"
+    );
     for _ in 0..4 {
-        assert!(matches!(read(&mut muxer, id, chunk.len()), Poll::Ready(Ok(_))));
+        assert!(matches!(
+            read(&mut muxer, id, chunk.len()),
+            Poll::Ready(Ok(_))
+        ));
     }
-    assert_eq!(read(&mut muxer, id, 1), Poll::Ready(Err(ErrorKind::ConnectionReset)));
+    assert_eq!(
+        read(&mut muxer, id, 1),
+        Poll::Ready(Err(ErrorKind::ConnectionReset))
+    );
 }
 
 #[test]
 fn a_writer_waits_while_the_guest_gives_no_credit() {
     let mut muxer = muxer();
     let (id, ports) = connected(&mut muxer);
-    send(&mut muxer, Header { buf_alloc: 10, ..packet(ports, Op::CreditUpdate) });
+    send(
+        &mut muxer,
+        Header {
+            buf_alloc: 10,
+            ..packet(ports, Op::CreditUpdate)
+        },
+    );
     let data = vec![1; SEND_BUFFER_LEN + 1];
-    assert_eq!(write(&mut muxer, id, &data), Poll::Ready(Ok(SEND_BUFFER_LEN)));
+    assert_eq!(
+        write(&mut muxer, id, &data),
+        Poll::Ready(Ok(SEND_BUFFER_LEN))
+    );
     assert!(write(&mut muxer, id, &data).is_pending());
     assert_eq!(next(&mut muxer).unwrap().1.len(), 10);
     assert_eq!(next_op(&mut muxer), Some(Op::CreditRequest));
     assert_eq!(next_op(&mut muxer), None, "asked once");
-    let update = Header { buf_alloc: 1 << 20, fwd_cnt: 10, ..packet(ports, Op::CreditUpdate) };
+    let update = Header {
+        buf_alloc: 1 << 20,
+        fwd_cnt: 10,
+        ..packet(ports, Op::CreditUpdate)
+    };
     send(&mut muxer, update);
     while let Some((header, _)) = next(&mut muxer) {
         assert_eq!(header.op, Op::Data as u16);
     }
     assert_eq!(muxer.take_wakers().len(), 1);
-    assert_eq!(write(&mut muxer, id, &data), Poll::Ready(Ok(SEND_BUFFER_LEN)));
+    assert_eq!(
+        write(&mut muxer, id, &data),
+        Poll::Ready(Ok(SEND_BUFFER_LEN))
+    );
 }
 
 #[test]
 fn acknowledging_too_much_resets_the_connection() {
     let mut muxer = muxer();
     let (id, ports) = connected(&mut muxer);
-    send(&mut muxer, Header { fwd_cnt: 1, ..packet(ports, Op::CreditUpdate) });
+    send(
+        &mut muxer,
+        Header {
+            fwd_cnt: 1,
+            ..packet(ports, Op::CreditUpdate)
+        },
+    );
     assert_eq!(next_op(&mut muxer), Some(Op::Reset));
-    assert_eq!(write(&mut muxer, id, b"x"), Poll::Ready(Err(ErrorKind::ConnectionReset)));
+    assert_eq!(
+        write(&mut muxer, id, b"x"),
+        Poll::Ready(Err(ErrorKind::ConnectionReset))
+    );
 }
 
 #[test]
@@ -219,13 +324,26 @@ fn the_guests_shutdown_of_sending_ends_reading_after_the_data_and_not_writing() 
     let mut muxer = muxer();
     let (id, ports) = connected(&mut muxer);
     send_data(&mut muxer, ports, b"last words");
-    send(&mut muxer, Header { flags: SHUTDOWN_SEND, ..packet(ports, Op::Shutdown) });
-    assert_eq!(read(&mut muxer, id, 64), Poll::Ready(Ok(b"last words".to_vec())));
+    send(
+        &mut muxer,
+        Header {
+            flags: SHUTDOWN_SEND,
+            ..packet(ports, Op::Shutdown)
+        },
+    );
+    assert_eq!(
+        read(&mut muxer, id, 64),
+        Poll::Ready(Ok(b"last words".to_vec()))
+    );
     assert_eq!(read(&mut muxer, id, 64), Poll::Ready(Ok(Vec::new())));
     assert_eq!(write(&mut muxer, id, b"reply"), Poll::Ready(Ok(5)));
     assert_eq!(next(&mut muxer).unwrap().1, b"reply");
     send_data(&mut muxer, ports, b"more");
-    assert_eq!(next_op(&mut muxer), Some(Op::Reset), "it said that it sends no more");
+    assert_eq!(
+        next_op(&mut muxer),
+        Some(Op::Reset),
+        "it said that it sends no more"
+    );
 }
 
 #[test]
@@ -233,8 +351,17 @@ fn the_guests_shutdown_of_receiving_ends_writing() {
     let mut muxer = muxer();
     let (id, ports) = connected(&mut muxer);
     assert_eq!(write(&mut muxer, id, b"unwanted"), Poll::Ready(Ok(8)));
-    send(&mut muxer, Header { flags: SHUTDOWN_RECEIVE, ..packet(ports, Op::Shutdown) });
-    assert_eq!(write(&mut muxer, id, b"x"), Poll::Ready(Err(ErrorKind::BrokenPipe)));
+    send(
+        &mut muxer,
+        Header {
+            flags: SHUTDOWN_RECEIVE,
+            ..packet(ports, Op::Shutdown)
+        },
+    );
+    assert_eq!(
+        write(&mut muxer, id, b"x"),
+        Poll::Ready(Err(ErrorKind::BrokenPipe))
+    );
     assert_eq!(next_op(&mut muxer), None);
     assert!(read(&mut muxer, id, 1).is_pending());
 }
@@ -244,11 +371,20 @@ fn a_guest_that_shuts_both_ways_gets_its_reset_and_its_data_is_read() {
     let mut muxer = muxer();
     let (id, ports) = connected(&mut muxer);
     send_data(&mut muxer, ports, b"bye");
-    send(&mut muxer, Header { flags: SHUTDOWN_BOTH, ..packet(ports, Op::Shutdown) });
+    send(
+        &mut muxer,
+        Header {
+            flags: SHUTDOWN_BOTH,
+            ..packet(ports, Op::Shutdown)
+        },
+    );
     assert_eq!(next_op(&mut muxer), Some(Op::Reset));
     assert_eq!(read(&mut muxer, id, 64), Poll::Ready(Ok(b"bye".to_vec())));
     assert_eq!(read(&mut muxer, id, 64), Poll::Ready(Ok(Vec::new())));
-    assert_eq!(write(&mut muxer, id, b"x"), Poll::Ready(Err(ErrorKind::BrokenPipe)));
+    assert_eq!(
+        write(&mut muxer, id, b"x"),
+        Poll::Ready(Err(ErrorKind::BrokenPipe))
+    );
     send_data(&mut muxer, ports, b"ghost");
     assert_eq!(next_op(&mut muxer), Some(Op::Reset), "use after close");
     muxer.release(id);
@@ -260,15 +396,26 @@ fn ending_what_is_written_tells_the_guest_after_the_data() {
     let mut muxer = muxer();
     let (id, _) = connected(&mut muxer);
     assert_eq!(write(&mut muxer, id, b"end"), Poll::Ready(Ok(3)));
-    muxer.on(id, |connection| connection.shutdown_write()).unwrap();
-    assert_eq!(write(&mut muxer, id, b"x"), Poll::Ready(Err(ErrorKind::BrokenPipe)));
+    muxer
+        .on(id, |connection| connection.shutdown_write())
+        .unwrap();
+    assert_eq!(
+        write(&mut muxer, id, b"x"),
+        Poll::Ready(Err(ErrorKind::BrokenPipe))
+    );
     assert_eq!(next(&mut muxer).unwrap().1, b"end");
     let (shutdown, _) = next(&mut muxer).unwrap();
-    assert_eq!((shutdown.op, shutdown.flags), (Op::Shutdown as u16, SHUTDOWN_SEND));
+    assert_eq!(
+        (shutdown.op, shutdown.flags),
+        (Op::Shutdown as u16, SHUTDOWN_SEND)
+    );
     assert_eq!(next_op(&mut muxer), None);
     muxer.release(id);
     let (shutdown, _) = next(&mut muxer).unwrap();
-    assert_eq!((shutdown.op, shutdown.flags), (Op::Shutdown as u16, SHUTDOWN_BOTH));
+    assert_eq!(
+        (shutdown.op, shutdown.flags),
+        (Op::Shutdown as u16, SHUTDOWN_BOTH)
+    );
 }
 
 #[test]
@@ -279,7 +426,10 @@ fn a_stream_let_go_delivers_what_was_written_and_then_closes() {
     muxer.release(id);
     assert_eq!(next(&mut muxer).unwrap().1, b"do this");
     let (shutdown, _) = next(&mut muxer).unwrap();
-    assert_eq!((shutdown.op, shutdown.flags), (Op::Shutdown as u16, SHUTDOWN_BOTH));
+    assert_eq!(
+        (shutdown.op, shutdown.flags),
+        (Op::Shutdown as u16, SHUTDOWN_BOTH)
+    );
     send(&mut muxer, packet(ports, Op::Reset));
     assert_eq!(next_op(&mut muxer), None);
     assert!(muxer.on(id, |_| ()).is_err(), "nothing of it is left");
@@ -299,15 +449,45 @@ fn a_stream_let_go_with_unread_data_is_reset() {
 fn packets_of_strangers_are_dropped_and_unknown_ones_reset() {
     let mut muxer = muxer();
     let ports = Ports { host: 1, guest: 2 };
-    send(&mut muxer, Header { src_cid: 4, ..packet(ports, Op::Request) });
-    send(&mut muxer, Header { dst_cid: 1, ..packet(ports, Op::Request) });
+    send(
+        &mut muxer,
+        Header {
+            src_cid: 4,
+            ..packet(ports, Op::Request)
+        },
+    );
+    send(
+        &mut muxer,
+        Header {
+            dst_cid: 1,
+            ..packet(ports, Op::Request)
+        },
+    );
     send(&mut muxer, packet(ports, Op::Reset));
-    send(&mut muxer, Header { kind: 2, ..packet(ports, Op::Reset) });
+    send(
+        &mut muxer,
+        Header {
+            kind: 2,
+            ..packet(ports, Op::Reset)
+        },
+    );
     assert_eq!(next_op(&mut muxer), None);
     assert_eq!(muxer.counters.malformed, 2);
-    send(&mut muxer, Header { kind: 2, ..packet(ports, Op::Request) });
+    send(
+        &mut muxer,
+        Header {
+            kind: 2,
+            ..packet(ports, Op::Request)
+        },
+    );
     assert_eq!(next(&mut muxer).unwrap().0.kind, 2);
-    send(&mut muxer, Header { op: 99, ..packet(ports, Op::Request) });
+    send(
+        &mut muxer,
+        Header {
+            op: 99,
+            ..packet(ports, Op::Request)
+        },
+    );
     assert_eq!(next_op(&mut muxer), Some(Op::Reset));
     send_data(&mut muxer, ports, b"for nobody");
     assert_eq!(next_op(&mut muxer), Some(Op::Reset));
@@ -317,10 +497,16 @@ fn packets_of_strangers_are_dropped_and_unknown_ones_reset() {
 fn a_length_beyond_the_data_resets_the_connection() {
     let mut muxer = muxer();
     let (id, ports) = connected(&mut muxer);
-    let header = Header { len: 100, ..packet(ports, Op::Data) };
+    let header = Header {
+        len: 100,
+        ..packet(ports, Op::Data)
+    };
     muxer.receive(&header, 99, &mut [0; 99].as_slice());
     assert_eq!(next_op(&mut muxer), Some(Op::Reset));
-    assert_eq!(read(&mut muxer, id, 1), Poll::Ready(Err(ErrorKind::ConnectionReset)));
+    assert_eq!(
+        read(&mut muxer, id, 1),
+        Poll::Ready(Err(ErrorKind::ConnectionReset))
+    );
 }
 
 #[test]
@@ -328,7 +514,16 @@ fn a_guest_that_takes_no_answers_congests_the_muxer() {
     let mut muxer = muxer();
     let mut sent = 0;
     while !muxer.is_congested() {
-        send(&mut muxer, packet(Ports { host: 1, guest: sent }, Op::Request));
+        send(
+            &mut muxer,
+            packet(
+                Ports {
+                    host: 1,
+                    guest: sent,
+                },
+                Op::Request,
+            ),
+        );
         sent += 1;
         assert!(sent < 10_000);
     }
@@ -339,8 +534,13 @@ fn a_guest_that_takes_no_answers_congests_the_muxer() {
 #[test]
 fn connections_are_limited_and_local_ports_unique_across_the_wrap() {
     let mut muxer = Muxer::new(GUEST_CID, u32::MAX, u32::MAX - 2);
-    let ids: Vec<_> = (0..MAX_CONNECTIONS).map(|_| muxer.connect(PORT).unwrap()).collect();
-    assert_eq!(muxer.connect(PORT).unwrap_err().kind(), ErrorKind::QuotaExceeded);
+    let ids: Vec<_> = (0..MAX_CONNECTIONS)
+        .map(|_| muxer.connect(PORT).unwrap())
+        .collect();
+    assert_eq!(
+        muxer.connect(PORT).unwrap_err().kind(),
+        ErrorKind::QuotaExceeded
+    );
     let mut ports = std::collections::BTreeSet::new();
     while let Some((request, _)) = next(&mut muxer) {
         assert!(request.src_port >= 1 << 30 && request.src_port != u32::MAX);
@@ -359,7 +559,9 @@ fn connections_with_data_take_turns() {
     for id in [one, two] {
         assert_eq!(write(&mut muxer, id, &[0; 10_000]), Poll::Ready(Ok(10_000)));
     }
-    let order: Vec<_> = (0..6).map(|_| next(&mut muxer).unwrap().0.src_port).collect();
+    let order: Vec<_> = (0..6)
+        .map(|_| next(&mut muxer).unwrap().0.src_port)
+        .collect();
     assert!(order.windows(2).all(|pair| pair[0] != pair[1]));
 }
 
@@ -371,24 +573,55 @@ fn after_the_device_is_gone_nothing_waits() {
     assert!(poll_once(|cx| muxer.poll_ready(cx)).is_pending());
     muxer.shut();
     assert_eq!(muxer.take_wakers().len(), 2);
-    assert_eq!(read(&mut muxer, id, 1), Poll::Ready(Err(ErrorKind::ConnectionReset)));
-    assert!(matches!(poll_once(|cx| muxer.poll_ready(cx)), Poll::Ready(Err(_))));
-    assert_eq!(muxer.connect(PORT).unwrap_err().kind(), ErrorKind::NotConnected);
+    assert_eq!(
+        read(&mut muxer, id, 1),
+        Poll::Ready(Err(ErrorKind::ConnectionReset))
+    );
+    assert!(matches!(
+        poll_once(|cx| muxer.poll_ready(cx)),
+        Poll::Ready(Err(_))
+    ));
+    assert_eq!(
+        muxer.connect(PORT).unwrap_err().kind(),
+        ErrorKind::NotConnected
+    );
 }
 
 /// Anything a guest could put into a header, near enough to what means something.
 fn any_packet() -> impl Strategy<Value = (Header, usize)> {
-    let port = prop_oneof![Just(READY_PORT), Just(1 << 30), Just((1 << 30) + 1), 0..4_u32];
+    let port = prop_oneof![
+        Just(READY_PORT),
+        Just(1 << 30),
+        Just((1 << 30) + 1),
+        0..4_u32
+    ];
     let op = prop_oneof![8 => 0..9_u16, 1 => any::<u16>()];
     let len = prop_oneof![4 => 0..1000_u32, 2 => 0..2 * RECEIVE_WINDOW, 1 => any::<u32>()];
-    let counters = (prop_oneof![0..1000_u32, any::<u32>()], prop_oneof![0..1000_u32, any::<u32>()]);
+    let counters = (
+        prop_oneof![0..1000_u32, any::<u32>()],
+        prop_oneof![0..1000_u32, any::<u32>()],
+    );
     let kind = prop_oneof![9 => Just(TYPE_STREAM), 1 => any::<u16>()];
     let rest = (counters, kind, 0..4_u32, 0..1_usize << 20);
     (port, prop_oneof![Just(PORT), 0..3_u32], op, len, rest).prop_map(
         |(dst_port, src_port, op, len, ((buf_alloc, fwd_cnt), kind, flags, available))| {
-            let ports = Ports { host: dst_port, guest: src_port };
+            let ports = Ports {
+                host: dst_port,
+                guest: src_port,
+            };
             let base = packet(ports, Op::Data);
-            (Header { op, len, kind, flags, buf_alloc, fwd_cnt, ..base }, available)
+            (
+                Header {
+                    op,
+                    len,
+                    kind,
+                    flags,
+                    buf_alloc,
+                    fwd_cnt,
+                    ..base
+                },
+                available,
+            )
         },
     )
 }

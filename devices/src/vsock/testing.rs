@@ -1,48 +1,57 @@
-//! A guest's socket driver, as far as tests need one.
+//! A guest's socket driver, as far as tests, benches and fuzz targets need one.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a harness for tests: a broken one has to stop the test"
+)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
-use super::super::device::{Vsock, VsockConfig};
-use super::super::host::VsockHost;
-use super::super::packet::{HEADER_LEN, HOST_CID, Header, Op, Ports, TYPE_STREAM, WireHeader};
-use super::{GUEST_CID, READY_PORT};
-use crate::event_loop::EventLoop;
+use super::packet::{HEADER_LEN, HOST_CID, Header, Op, Ports, TYPE_STREAM, WireHeader};
 use crate::virtio::VirtioDevice;
 use crate::virtio::testing::{Buffer, TIMEOUT, TestDriver};
 
+/// The address of this guest.
+pub const GUEST_CID: u64 = 3;
+/// Index of the queue of packets to the guest.
 pub const RX: usize = 0;
+/// Index of the queue of packets from the guest.
 pub const TX: usize = 1;
+/// Index of the queue of events to the guest.
 pub const EVENTS: usize = 2;
-/// As Linux's, without the header.
+/// Data that one receive buffer holds after the header.
 pub const RX_DATA_LEN: u32 = 4096;
+/// `VIRTIO_F_RING_EVENT_IDX` as a mask.
 pub const EVENT_IDX: u64 = 1 << 29;
+/// The longest data of one packet from this guest, with space for the header before it.
 const TX_SLOT_LEN: u64 = 128 * 1024;
 const QUEUE_SIZE: u16 = 64;
 
-pub fn device() -> (Vsock, VsockHost) {
-    let io = EventLoop::spawn("test-io", Box::new(|| Ok(()))).unwrap();
-    Vsock::new(VsockConfig { guest_cid: GUEST_CID, ready_port: READY_PORT }, io).unwrap()
-}
-
-/// A driver with receive buffers posted unless asked otherwise.
+/// A socket driver that does what it is told, in order or not.
 pub struct Guest {
+    /// Its queues and memory.
     pub driver: TestDriver,
     rx_buffers: HashMap<u16, u64>,
     tx_slots: Vec<u64>,
     tx_in_flight: HashMap<u16, u64>,
-    /// Bytes taken of each connection, for the credit given to the host.
+    /// Bytes taken of each connection, for the credit that packets give to the host.
     pub consumed: BTreeMap<Ports, u32>,
+    /// The receive window that packets tell the host, in bytes.
     pub window: u32,
 }
 
 impl Guest {
+    /// A driver that has not started, without receive buffers.
+    #[must_use]
     pub fn new() -> Self {
         let mut driver = TestDriver::new(32 << 20, &[QUEUE_SIZE, QUEUE_SIZE, 8]);
         let slots = u64::from(QUEUE_SIZE) / 2;
-        let tx_slots = (0..slots).map(|_| driver.allocate(TX_SLOT_LEN, 16)).collect();
+        let tx_slots = (0..slots)
+            .map(|_| driver.allocate(TX_SLOT_LEN, 16))
+            .collect();
         Self {
             driver,
             rx_buffers: HashMap::new(),
@@ -53,17 +62,20 @@ impl Guest {
         }
     }
 
-    /// A guest whose driver has started.
-    pub fn started(device: &mut Vsock) -> Self {
+    /// A driver that has started `device`, with all its receive buffers posted.
+    pub fn started(device: &mut dyn VirtioDevice) -> Self {
         let mut guest = Self::new();
-        guest.driver.start(device as &mut dyn VirtioDevice, EVENT_IDX);
+        guest.driver.start(device, EVENT_IDX);
         guest.post_buffers(QUEUE_SIZE);
         guest
     }
 
+    /// Posts `count` more receive buffers.
     pub fn post_buffers(&mut self, count: u16) {
         for _ in 0..count {
-            let address = self.driver.allocate(HEADER_LEN as u64 + u64::from(RX_DATA_LEN), 16);
+            let address = self
+                .driver
+                .allocate(HEADER_LEN as u64 + u64::from(RX_DATA_LEN), 16);
             self.post_buffer(address);
         }
     }
@@ -71,12 +83,17 @@ impl Guest {
     fn post_buffer(&mut self, address: u64) {
         let len = u32::try_from(HEADER_LEN).unwrap() + RX_DATA_LEN;
         let queue = &mut self.driver.queues[RX];
-        let head = queue.add(&[Buffer { address, len, writable: true }]);
+        let head = queue.add(&[Buffer {
+            address,
+            len,
+            writable: true,
+        }]);
         queue.kick();
         self.rx_buffers.insert(head, address);
     }
 
     /// A header as this guest fills it in.
+    #[must_use]
     pub fn header(&self, ports: Ports, op: Op) -> Header {
         Header {
             src_cid: GUEST_CID,
@@ -92,27 +109,49 @@ impl Guest {
         }
     }
 
+    /// Sends a packet without data, as it is.
     pub fn send(&mut self, header: Header) {
         self.send_with(header, &[]);
     }
 
+    /// Sends data on a connection, within the host's credit or not.
     pub fn send_data(&mut self, ports: Ports, data: &[u8]) {
         let len = u32::try_from(data.len()).unwrap();
-        self.send_with(Header { len, ..self.header(ports, Op::Data) }, data);
+        self.send_with(
+            Header {
+                len,
+                ..self.header(ports, Op::Data)
+            },
+            data,
+        );
     }
 
     /// Header and data as a chain of two buffers, as Linux sends them.
     fn send_with(&mut self, header: Header, data: &[u8]) {
         let slot = self.free_slot();
         let at = GuestAddress(slot);
-        self.driver.memory.write_slice(WireHeader::from(header).as_slice(), at).unwrap();
+        self.driver
+            .memory
+            .write_slice(WireHeader::from(header).as_slice(), at)
+            .unwrap();
         let header_len = u32::try_from(HEADER_LEN).unwrap();
-        let mut buffers = vec![Buffer { address: slot, len: header_len, writable: false }];
+        let mut buffers = vec![Buffer {
+            address: slot,
+            len: header_len,
+            writable: false,
+        }];
         if !data.is_empty() {
             let address = slot + 4096;
-            self.driver.memory.write_slice(data, GuestAddress(address)).unwrap();
+            self.driver
+                .memory
+                .write_slice(data, GuestAddress(address))
+                .unwrap();
             let len = u32::try_from(data.len()).unwrap();
-            buffers.push(Buffer { address, len, writable: false });
+            buffers.push(Buffer {
+                address,
+                len,
+                writable: false,
+            });
         }
         let queue = &mut self.driver.queues[TX];
         let head = queue.add(&buffers);
@@ -129,11 +168,15 @@ impl Guest {
         })
     }
 
-    /// The next packet from the host.
+    /// The next packet from the host, for which it waits; its buffer is posted again.
+    ///
+    /// # Panics
+    /// After [`TIMEOUT`].
     pub fn receive(&mut self) -> (Header, Vec<u8>) {
         wait_for(|| self.try_receive())
     }
 
+    /// The next packet from the host, if there is one by now.
     pub fn try_receive(&mut self) -> Option<(Header, Vec<u8>)> {
         let used = self.driver.queues[RX].used()?;
         let address = self.rx_buffers.remove(&used.head).unwrap();
@@ -142,22 +185,39 @@ impl Guest {
         let header = Header::from(header);
         assert_eq!(used.len as usize, HEADER_LEN + header.len as usize);
         let mut data = vec![0; header.len as usize];
-        memory.read_slice(&mut data, GuestAddress(address + HEADER_LEN as u64)).unwrap();
+        memory
+            .read_slice(&mut data, GuestAddress(address + HEADER_LEN as u64))
+            .unwrap();
         self.post_buffer(address);
         Some((header, data))
     }
 
     /// Expects a request and accepts it.
+    ///
+    /// # Panics
+    /// When another packet comes, or none within [`TIMEOUT`].
     pub fn accept(&mut self) -> Ports {
         let (request, _) = self.receive();
         assert_eq!(request.op, Op::Request as u16);
-        let ports = Ports { host: request.src_port, guest: request.dst_port };
+        let ports = Ports {
+            host: request.src_port,
+            guest: request.dst_port,
+        };
         self.send(self.header(ports, Op::Response));
         ports
     }
 }
 
+impl Default for Guest {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Waits for what another thread brings about.
+///
+/// # Panics
+/// After [`TIMEOUT`].
 pub fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + TIMEOUT;
     let mut rounds = 0_u32;
