@@ -2,6 +2,8 @@
 
 use std::io;
 
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Files a guest's kernel may know at once. It drops them under memory pressure of its own and
@@ -47,12 +49,19 @@ impl OpenFileBudget {
     }
 }
 
+/// Descriptors for which the process's table has room from the start.
+const RESERVED: u64 = 2 * HELD_EARLY_MAX;
+
 /// Raises the number of files this process may have open as far as it may, for it and for what it
 /// starts, and returns it. File systems without file handles (an overlay, as container roots are)
 /// cost a descriptor for each file the guest knows.
 ///
+/// To be called while the process has one thread: its descriptor table gets its size then. Later
+/// each doubling would wait for all CPUs (an RCU grace period, up to 20 ms) in the middle of a
+/// pod's start.
+///
 /// # Errors
-/// Those of setrlimit(2).
+/// Those of setrlimit(2), open(2) and fcntl(2).
 pub fn raise_open_files_limit() -> io::Result<u64> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
@@ -64,7 +73,11 @@ pub fn raise_open_files_limit() -> io::Result<u64> {
             },
         )?;
     }
-    Ok(limit.maximum.unwrap_or(u64::MAX))
+    let limit = limit.maximum.unwrap_or(u64::MAX);
+    let last = i32::try_from(limit.min(RESERVED)).unwrap_or(i32::MAX) - 1;
+    let any = openat(CWD, c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    drop(fcntl_dupfd_cloexec(any, last)?);
+    Ok(limit)
 }
 
 #[cfg(test)]
@@ -82,11 +95,17 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_raised_to_the_hard_one() {
+    fn the_limit_is_raised_to_the_hard_one_and_the_table_has_room() {
         let limit = raise_open_files_limit().unwrap();
         assert_eq!(
             getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
             limit
         );
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let room = status
+            .lines()
+            .find_map(|line| line.strip_prefix("FDSize:"))
+            .unwrap();
+        assert!(room.trim().parse::<u64>().unwrap() >= limit.min(RESERVED));
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Takes root and /dev/fuse.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 
 use vm_memory::{Bytes, GuestAddress};
 
+use super::super::limits::OpenFileBudget;
 use super::*;
 use crate::virtio::testing::{Buffer, DriverQueue};
 
@@ -30,9 +31,15 @@ struct Mount {
 
 impl Mount {
     fn new(cache: CachePolicy) -> Self {
-        let host = tempfile::tempdir().unwrap();
+        enter_mount_namespace();
+        let source = tempfile::tempdir().unwrap();
+        Self::of(source, cache, OpenFileBudget::of_process())
+    }
+
+    /// Mounts what exports `host`, in the namespace that the thread is in.
+    fn of(host: TempDir, cache: CachePolicy, budget: OpenFileBudget) -> Self {
         let place = tempfile::tempdir().unwrap();
-        let exports = Exports::new().unwrap();
+        let exports = Exports::with_budget(budget).unwrap();
         let source = OwnedFd::from(File::open(host.path()).unwrap());
         let options = ExportOptions {
             read_only: false,
@@ -44,7 +51,12 @@ impl Mount {
             .write(true)
             .open("/dev/fuse")
             .unwrap();
-        mount(&fuse, place.path());
+        // As virtio-fs does: access is checked by the kernel that mounts.
+        let options = format!(
+            "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
+            fuse.as_raw_fd()
+        );
+        mount(c"fuse", place.path(), 0, &options);
         let carried = exports.clone();
         let carrier = std::thread::spawn(move || carry(fuse, &carried));
         Self {
@@ -76,37 +88,23 @@ impl Drop for Mount {
     }
 }
 
-/// Mounts as virtio-fs does: access is checked by the kernel that mounts.
-fn mount(fuse: &File, place: &Path) {
-    // SAFETY: a namespace of its own changes nothing but where this thread's mounts are seen.
+/// Gives the thread a namespace of its own for its mounts.
+fn enter_mount_namespace() {
+    // SAFETY: this changes nothing but where this thread's mounts are seen.
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
-    let private = libc::MS_REC | libc::MS_PRIVATE;
-    let options = CString::new(format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
-        fuse.as_raw_fd()
-    ));
-    let (options, place) = (
-        options.unwrap(),
-        CString::new(place.to_str().unwrap()).unwrap(),
-    );
-    // SAFETY: all are C strings or null, where mount(2) takes null.
-    let made = unsafe {
-        libc::mount(
-            c"none".as_ptr(),
-            c"/".as_ptr(),
-            std::ptr::null(),
-            private,
-            std::ptr::null(),
-        )
-    };
-    assert_eq!(made, 0);
+    mount(c"none", Path::new("/"), libc::MS_REC | libc::MS_PRIVATE, "");
+}
+
+fn mount(kind: &CStr, place: &Path, flags: u64, options: &str) {
+    let place = CString::new(place.to_str().unwrap()).unwrap();
+    let options = CString::new(options).unwrap();
     // SAFETY: all are C strings that outlive the call.
     let mounted = unsafe {
         libc::mount(
             c"pod".as_ptr(),
             place.as_ptr(),
-            c"fuse".as_ptr(),
-            0,
+            kind.as_ptr(),
+            flags,
             options.as_ptr().cast(),
         )
     };
@@ -173,9 +171,8 @@ fn run(program: &str, arguments: &[&Path]) {
     assert!(output.status.success(), "{program}: {errors}");
 }
 
-#[test]
-fn a_tree_is_copied_in_and_out_unharmed() {
-    let mount = Mount::new(CachePolicy::Always);
+/// Copies a tree to the mount, compares both sides and removes it.
+fn copy_in_and_out(mount: &Mount) {
     let source = tempfile::tempdir().unwrap();
     for directory in 0..10 {
         let directory = source.path().join(format!("directory{directory}"));
@@ -197,6 +194,57 @@ fn a_tree_is_copied_in_and_out_unharmed() {
     assert_eq!(twice.nlink(), 2);
     run("rm", &["-r".as_ref(), &mount.guest("copy")]);
     assert!(!mount.host("copy").exists());
+}
+
+#[test]
+fn a_tree_is_copied_in_and_out_unharmed() {
+    copy_in_and_out(&Mount::new(CachePolicy::Always));
+}
+
+#[test]
+fn a_tree_is_copied_in_and_out_where_files_are_kept_as_handles() {
+    enter_mount_namespace();
+    let host = tempfile::tempdir_in("/dev/shm").unwrap();
+    let none_held = OpenFileBudget {
+        held_early: 0,
+        held: 2,
+        opened: 64,
+    };
+    let mount = Mount::of(host, CachePolicy::Always, none_held);
+    copy_in_and_out(&mount);
+}
+
+#[test]
+fn a_container_root_on_an_overlay_is_changed_like_any_directory() {
+    enter_mount_namespace();
+    let layers = tempfile::tempdir_in("/dev/shm").unwrap();
+    let layer = |name: &str| layers.path().join(name);
+    for name in ["lower", "upper", "work", "lower/etc"] {
+        fs::create_dir(layer(name)).unwrap();
+    }
+    for file in 0..100 {
+        fs::write(layer("lower/etc").join(format!("file{file}")), "lower").unwrap();
+    }
+    let root = tempfile::tempdir().unwrap();
+    let options =
+        ["lower", "upper", "work"].map(|name| format!("{name}dir={}", layer(name).display()));
+    mount(c"overlay", root.path(), 0, &options.join(","));
+    let mount = Mount::of(root, CachePolicy::Always, OpenFileBudget::of_process());
+    copy_in_and_out(&mount);
+    fs::write(mount.guest("etc/file1"), "changed").unwrap();
+    fs::rename(mount.guest("etc/file2"), mount.guest("etc/moved")).unwrap();
+    fs::remove_file(mount.guest("etc/file3")).unwrap();
+    assert_eq!(fs::read(mount.guest("etc/file1")).unwrap(), b"changed");
+    assert_eq!(fs::read(layer("lower/etc/file1")).unwrap(), b"lower");
+    assert_eq!(fs::read_dir(mount.guest("etc")).unwrap().count(), 99);
+    fs::remove_dir_all(mount.guest("etc")).unwrap();
+    assert!(!mount.host("etc").exists());
+    mount.exports.remove("data").unwrap();
+    // Nothing of ours keeps the overlay busy.
+    let place = CString::new(mount.host.path().to_str().unwrap()).unwrap();
+    // SAFETY: the path is a C string.
+    let unmounted = unsafe { libc::umount2(place.as_ptr(), 0) };
+    assert_eq!(unmounted, 0, "{}", io::Error::last_os_error());
 }
 
 #[test]
