@@ -1,7 +1,11 @@
 //! The device from both ends: tasks of the host, and a driver or a scripted guest.
 
+mod closing;
 mod device;
-mod muxer;
+mod flow;
+mod hostile;
+mod opening;
+mod script;
 
 use std::future::poll_fn;
 use std::io;
