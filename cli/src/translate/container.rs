@@ -1,0 +1,196 @@
+//! A container.
+
+use std::path::Path;
+
+use podvisor_proto::cri::v1::{
+    ContainerConfig, ContainerMetadata, ImageSpec, LinuxContainerConfig, Mount,
+    MountPropagation as CriPropagation,
+};
+
+use super::environment::Environment;
+use super::{PodContext, TranslateError, qos, resources, security};
+use crate::manifest::Manifest;
+use crate::manifest::container::{Container, MountPropagation};
+use crate::manifest::pod::kubernetes_labels;
+
+/// An image that is on this machine.
+#[derive(Clone, Debug)]
+pub struct ReadyImage {
+    /// The runtime's name for it.
+    pub id: String,
+    pub user: ImageUser,
+}
+
+/// As whom an image's command runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageUser {
+    Uid(i64),
+    Name(String),
+}
+
+/// What CreateContainer is asked for; `attempt` counts the container's restarts.
+pub fn container_config(
+    manifest: &Manifest,
+    container: &Container,
+    attempt: u32,
+    image: &ReadyImage,
+    context: &PodContext,
+) -> Result<ContainerConfig, TranslateError> {
+    let spec = &manifest.pod.spec;
+    let environment = Environment::of(manifest, container, context)?;
+    let expand = |words: &[String]| words.iter().map(|word| environment.expand(word)).collect();
+    let name = container.name.to_string();
+    let mut labels = kubernetes_labels(&manifest.pod.metadata, &context.uid);
+    labels.insert("io.kubernetes.container.name".to_owned(), name.clone());
+    let annotation = (
+        "io.kubernetes.container.restartCount".to_owned(),
+        attempt.to_string(),
+    );
+    let resources =
+        resources::of_container(&container.resources, qos(spec), context.node_memory_bytes);
+    Ok(ContainerConfig {
+        metadata: Some(ContainerMetadata {
+            name: name.clone(),
+            attempt,
+        }),
+        image: Some(ImageSpec {
+            image: image.id.clone(),
+            user_specified_image: container.image.clone(),
+            ..ImageSpec::default()
+        }),
+        command: expand(&container.command),
+        args: expand(&container.args),
+        working_dir: container.working_dir.clone().unwrap_or_default(),
+        mounts: mounts(container, context)?,
+        labels: labels.into_iter().collect(),
+        annotations: [annotation].into(),
+        log_path: log_path(&name, attempt),
+        stdin: container.stdin,
+        stdin_once: container.stdin_once,
+        tty: container.tty,
+        linux: Some(LinuxContainerConfig {
+            resources: Some(resources),
+            security_context: Some(security::of_container(spec, container, &image.user)?),
+        }),
+        envs: environment.into_cri(),
+        ..ContainerConfig::default()
+    })
+}
+
+/// A container's log file, below the pod's folder of logs.
+fn log_path(name: &str, attempt: u32) -> String {
+    format!("{name}/{attempt}.log")
+}
+
+fn mounts(container: &Container, context: &PodContext) -> Result<Vec<Mount>, TranslateError> {
+    let mut mounts = Vec::new();
+    for mount in &container.volume_mounts {
+        let Some(path) = context.volumes.get(&mount.name) else {
+            return Err(TranslateError::UnknownVolume {
+                container: container.name.to_string(),
+                volume: mount.name.to_string(),
+            });
+        };
+        let propagation = match mount.mount_propagation {
+            MountPropagation::None => CriPropagation::PropagationPrivate,
+            MountPropagation::HostToContainer => CriPropagation::PropagationHostToContainer,
+            MountPropagation::Bidirectional => CriPropagation::PropagationBidirectional,
+        };
+        mounts.push(Mount {
+            container_path: absolute(&mount.mount_path),
+            host_path: path.display().to_string(),
+            readonly: mount.read_only,
+            propagation: propagation.into(),
+            ..Mount::default()
+        });
+    }
+    let own_hosts = mounts
+        .iter()
+        .any(|mount| mount.container_path == "/etc/hosts");
+    if let Some(hosts) = context.hosts_file.as_ref().filter(|_| !own_hosts) {
+        mounts.push(Mount {
+            container_path: "/etc/hosts".to_owned(),
+            host_path: hosts.display().to_string(),
+            ..Mount::default()
+        });
+    }
+    Ok(mounts)
+}
+
+/// The kubelet reads a relative mount path from the root.
+fn absolute(path: &str) -> String {
+    Path::new("/").join(path).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{context, manifest};
+    use super::*;
+
+    const SPEC: &str = "
+  containers:
+  - name: app
+    image: busybox
+    command: [sh, -c, echo $(WHO)]
+    args: [$(UNSET)]
+    workingDir: /tmp
+    env: [{name: WHO, value: world}]
+    volumeMounts: [{name: data, mountPath: data, readOnly: true}]
+    tty: true
+  volumes: [{name: data}]
+";
+
+    fn image() -> ReadyImage {
+        ReadyImage {
+            id: "sha256:1".into(),
+            user: ImageUser::Uid(0),
+        }
+    }
+
+    fn config(spec: &str, context: &PodContext) -> Result<ContainerConfig, TranslateError> {
+        let manifest = manifest(spec, "");
+        container_config(
+            &manifest,
+            &manifest.pod.spec.containers[0],
+            3,
+            &image(),
+            context,
+        )
+    }
+
+    #[test]
+    fn a_container_carries_its_command_and_volumes() {
+        let mut context = context();
+        let name = manifest(SPEC, "").pod.spec.volumes[0].name.clone();
+        context.volumes.insert(name, "/pods/1/data".into());
+        context.hosts_file = Some("/pods/1/etc-hosts".into());
+        let config = config(SPEC, &context).unwrap();
+        assert_eq!(config.command, ["sh", "-c", "echo world"]);
+        assert_eq!(config.args, ["$(UNSET)"]);
+        assert_eq!(config.metadata.unwrap().attempt, 3);
+        assert_eq!(config.log_path, "app/3.log");
+        assert_eq!(config.image.unwrap().image, "sha256:1");
+        assert!(config.tty);
+        let paths: Vec<_> = config
+            .mounts
+            .iter()
+            .map(|m| (m.container_path.as_str(), m.host_path.as_str(), m.readonly))
+            .collect();
+        assert_eq!(
+            paths,
+            [
+                ("/data", "/pods/1/data", true),
+                ("/etc/hosts", "/pods/1/etc-hosts", false)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_mount_of_no_volume_is_refused() {
+        let error = config(SPEC, &context()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "container app: volume data is not among the pod's"
+        );
+    }
+}
