@@ -150,7 +150,8 @@ mod tests {
     #[test]
     fn an_access_across_a_device_end_reaches_nobody_and_reads_all_ones() {
         let bus = Bus::new();
-        bus.insert(0x1000, 0x10, Arc::new(Recorder::default())).unwrap();
+        bus.insert(0x1000, 0x10, Arc::new(Recorder::default()))
+            .unwrap();
         let mut data = [0; 4];
         assert!(!bus.read(0x100e, &mut data));
         assert_eq!(data, [0xff; 4]);
@@ -160,14 +161,29 @@ mod tests {
     #[test]
     fn overlapping_and_wrapping_ranges_are_refused() {
         let bus = Bus::new();
-        bus.insert(0x1000, 0x10, Arc::new(Recorder::default())).unwrap();
+        bus.insert(0x1000, 0x10, Arc::new(Recorder::default()))
+            .unwrap();
         for (base, len) in [(0xff8, 0x10), (0x100f, 1), (0x0, 0x2000)] {
             let error = bus.insert(base, len, Arc::new(Recorder::default()));
-            assert_eq!(error, Err(BusError::Overlap { base, len, other: 0x1000 }));
+            assert_eq!(
+                error,
+                Err(BusError::Overlap {
+                    base,
+                    len,
+                    other: 0x1000
+                })
+            );
         }
         let error = bus.insert(u64::MAX, 2, Arc::new(Recorder::default()));
-        assert_eq!(error, Err(BusError::InvalidRange { base: u64::MAX, len: 2 }));
+        assert_eq!(
+            error,
+            Err(BusError::InvalidRange {
+                base: u64::MAX,
+                len: 2
+            })
+        );
         assert!(bus.remove(0x1000).is_some());
-        bus.insert(0xff8, 0x10, Arc::new(Recorder::default())).unwrap();
+        bus.insert(0xff8, 0x10, Arc::new(Recorder::default()))
+            .unwrap();
     }
 }

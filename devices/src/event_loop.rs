@@ -80,7 +80,8 @@ impl Interest<'_> {
             (false, true) => ControlOperation::Delete,
             (false, false) => ControlOperation::Modify,
         };
-        self.epoll.ctl(operation, watch.fd, event(self.handler, token, events))?;
+        self.epoll
+            .ctl(operation, watch.fd, event(self.handler, token, events))?;
         watch.events = events;
         Ok(())
     }
@@ -130,16 +131,24 @@ impl EventLoop {
         let (commands, receiver) = mpsc::channel();
         let running = Loop::new(wake.try_clone()?, receiver)?;
         let (started, start) = mpsc::sync_channel(1);
-        let join = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let outcome = on_start();
-            let goes_on = outcome.is_ok();
-            if started.send(outcome).is_ok() && goes_on {
-                running.run();
-            }
-        })?;
+        let join = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let outcome = on_start();
+                let goes_on = outcome.is_ok();
+                if started.send(outcome).is_ok() && goes_on {
+                    running.run();
+                }
+            })?;
         start.recv().map_err(|_| stopped())??;
         let join = Mutex::new(Some(join));
-        Ok(Self { thread: Arc::new(LoopThread { commands, wake, join }) })
+        Ok(Self {
+            thread: Arc::new(LoopThread {
+                commands,
+                wake,
+                join,
+            }),
+        })
     }
 
     /// Hands `handler` to the loop and returns when its descriptors are watched.
@@ -188,7 +197,10 @@ impl Drop for LoopThread {
 }
 
 fn stopped() -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, "the event loop's thread has ended")
+    io::Error::new(
+        io::ErrorKind::BrokenPipe,
+        "the event loop's thread has ended",
+    )
 }
 
 struct Attached {
@@ -208,8 +220,18 @@ struct Loop {
 impl Loop {
     fn new(wake: EventFd, commands: Receiver<Command>) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), event(WAKE, 0, EventSet::IN))?;
-        Ok(Self { epoll, wake, commands, handlers: BTreeMap::new(), last_id: WAKE })
+        epoll.ctl(
+            ControlOperation::Add,
+            wake.as_raw_fd(),
+            event(WAKE, 0, EventSet::IN),
+        )?;
+        Ok(Self {
+            epoll,
+            wake,
+            commands,
+            handlers: BTreeMap::new(),
+            last_id: WAKE,
+        })
     }
 
     fn run(mut self) {
@@ -250,7 +272,10 @@ impl Loop {
     }
 
     fn attach(&mut self, handler: Box<dyn Handler>) -> io::Result<HandlerId> {
-        let id = self.last_id.checked_add(1).ok_or(io::ErrorKind::QuotaExceeded)?;
+        let id = self
+            .last_id
+            .checked_add(1)
+            .ok_or(io::ErrorKind::QuotaExceeded)?;
         self.last_id = id;
         let watches = handler.watch();
         for (done, watch) in watches.iter().enumerate() {
@@ -288,7 +313,9 @@ impl Loop {
     fn forget<'a>(&self, watches: impl Iterator<Item = &'a Watch>) {
         for watch in watches.filter(|watch| !watch.events.is_empty()) {
             // Fails only when the handler has closed it, which takes it out as well.
-            let _ = self.epoll.ctl(ControlOperation::Delete, watch.fd, EpollEvent::default());
+            let _ = self
+                .epoll
+                .ctl(ControlOperation::Delete, watch.fd, EpollEvent::default());
         }
     }
 
@@ -297,10 +324,15 @@ impl Loop {
         let Some(Attached { handler, watches }) = self.handlers.get_mut(&id) else {
             return;
         };
-        let mut interest = Interest { epoll: &self.epoll, handler: id, watches };
+        let mut interest = Interest {
+            epoll: &self.epoll,
+            handler: id,
+            watches,
+        };
         // The handler is not used again after a panic, so nothing sees a broken invariant.
-        let outcome =
-            catch_unwind(AssertUnwindSafe(|| handler.ready(token, events, &mut interest)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            handler.ready(token, events, &mut interest)
+        }));
         if let Err(payload) = outcome
             && let Some(handler) = self.detach(id)
         {
@@ -323,7 +355,10 @@ fn bury(handler: Box<dyn Handler>, cause: &str) {
 
 fn split(data: u64) -> (u32, u32) {
     let [a, b, c, d, e, f, g, h] = data.to_be_bytes();
-    (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]))
+    (
+        u32::from_be_bytes([a, b, c, d]),
+        u32::from_be_bytes([e, f, g, h]),
+    )
 }
 
 /// The message of a caught panic.
@@ -355,7 +390,11 @@ mod tests {
 
     impl Handler for Counter {
         fn watch(&self) -> Vec<Watch> {
-            vec![Watch { fd: self.fd.as_raw_fd(), token: 7, events: EventSet::IN }]
+            vec![Watch {
+                fd: self.fd.as_raw_fd(),
+                token: 7,
+                events: EventSet::IN,
+            }]
         }
         fn ready(&mut self, token: u32, events: EventSet, interest: &mut Interest<'_>) {
             assert!(!self.panics, "told to panic");
@@ -396,12 +435,24 @@ mod tests {
             panics,
             panicked: Arc::clone(&panicked),
         });
-        Fixture { events, kick, seen, panicked, handler }
+        Fixture {
+            events,
+            kick,
+            seen,
+            panicked,
+            handler,
+        }
     }
 
     #[test]
     fn a_ready_descriptor_reaches_its_handler_until_it_is_detached() {
-        let Fixture { events, kick, seen, handler, .. } = fixture(false, false);
+        let Fixture {
+            events,
+            kick,
+            seen,
+            handler,
+            ..
+        } = fixture(false, false);
         let id = events.attach(handler).unwrap();
         for _ in 0..3 {
             kick.write(1).unwrap();
@@ -415,7 +466,13 @@ mod tests {
 
     #[test]
     fn a_muted_descriptor_is_not_reported_again() {
-        let Fixture { events, kick, seen, handler, .. } = fixture(true, false);
+        let Fixture {
+            events,
+            kick,
+            seen,
+            handler,
+            ..
+        } = fixture(true, false);
         let id = events.attach(handler).unwrap();
         kick.write(1).unwrap();
         seen.recv().unwrap();
@@ -428,7 +485,13 @@ mod tests {
 
     #[test]
     fn a_panicking_handler_is_told_and_dropped_and_the_loop_goes_on() {
-        let Fixture { events, kick, seen, panicked, handler } = fixture(false, true);
+        let Fixture {
+            events,
+            kick,
+            seen,
+            panicked,
+            handler,
+        } = fixture(false, true);
         let id = events.attach(handler).unwrap();
         kick.write(1).unwrap();
         assert!(seen.recv().is_err(), "dropped without a report");
@@ -447,9 +510,17 @@ mod tests {
         assert!(EventLoop::spawn("test-loop", Box::new(denied)).is_err());
         assert!(EventLoop::spawn("a-name-too-long-for-it", Box::new(|| Ok(()))).is_err());
 
-        let Fixture { events, handler, .. } = fixture(false, false);
+        let Fixture {
+            events, handler, ..
+        } = fixture(false, false);
         let null = std::fs::File::open("/proc/self/status").unwrap();
-        assert!(events.attach(Box::new(Fixed { fd: null.as_raw_fd() })).is_err());
+        assert!(
+            events
+                .attach(Box::new(Fixed {
+                    fd: null.as_raw_fd()
+                }))
+                .is_err()
+        );
         events.attach(handler).unwrap();
     }
 
@@ -460,7 +531,11 @@ mod tests {
 
     impl Handler for Fixed {
         fn watch(&self) -> Vec<Watch> {
-            vec![Watch { fd: self.fd, token: 0, events: EventSet::IN }]
+            vec![Watch {
+                fd: self.fd,
+                token: 0,
+                events: EventSet::IN,
+            }]
         }
         fn ready(&mut self, _: u32, _: EventSet, _: &mut Interest<'_>) {}
         fn into_queues(self: Box<Self>) -> Vec<QueueHandle> {
@@ -471,7 +546,12 @@ mod tests {
 
     #[test]
     fn dropping_the_last_clone_drops_the_handlers() {
-        let Fixture { events, seen, handler, .. } = fixture(false, false);
+        let Fixture {
+            events,
+            seen,
+            handler,
+            ..
+        } = fixture(false, false);
         events.attach(handler).unwrap();
         drop(events.clone());
         drop(events);

@@ -71,6 +71,9 @@ mod tests {
         assert!(seen.lock().unwrap().is_empty());
         pm.write(SLEEP_CONTROL, &[SLEEP_TYPE_S5 << 2 | SLEEP_ENABLE]);
         pm.write(RESET, &[RESET_VALUE]);
-        assert_eq!(*seen.lock().unwrap(), [MachineEvent::PowerOff, MachineEvent::AcpiReset]);
+        assert_eq!(
+            *seen.lock().unwrap(),
+            [MachineEvent::PowerOff, MachineEvent::AcpiReset]
+        );
     }
 }

@@ -30,7 +30,10 @@ impl ConsoleLog {
     /// An empty log that tells `on_line` of every line.
     #[must_use]
     pub fn new(on_line: OnLine) -> Arc<Self> {
-        Arc::new(Self { kept: Mutex::default(), on_line })
+        Arc::new(Self {
+            kept: Mutex::default(),
+            on_line,
+        })
     }
 
     /// The last [`CAPACITY`] bytes of the output.
@@ -39,7 +42,6 @@ impl ConsoleLog {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.tail.iter().copied().collect()
     }
-
 }
 
 impl SerialSink for ConsoleLog {
@@ -56,12 +58,14 @@ impl SerialSink for ConsoleLog {
             let line = std::mem::take(&mut kept.line);
             drop(kept);
             let text = String::from_utf8_lossy(&line);
-            let text: String = text.chars().filter(|c| !c.is_control() || *c == '\t').collect();
+            let text: String = text
+                .chars()
+                .filter(|c| !c.is_control() || *c == '\t')
+                .collect();
             (self.on_line)(&text);
         }
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -29,7 +29,10 @@ impl Ged {
     /// A register without events that interrupts through `line`.
     #[must_use]
     pub fn new(line: Arc<dyn IrqLine>) -> Self {
-        Self { events: AtomicU32::new(0), line }
+        Self {
+            events: AtomicU32::new(0),
+            line,
+        }
     }
 
     /// Tells the guest of `event`.

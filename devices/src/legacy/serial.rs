@@ -83,14 +83,22 @@ impl Serial {
         on_room: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
         let uart = Uart::new(Line(line), Output(sink));
-        Self { port: Mutex::new(Port { uart, input: VecDeque::new() }), on_room }
+        Self {
+            port: Mutex::new(Port {
+                uart,
+                input: VecDeque::new(),
+            }),
+            on_room,
+        }
     }
 
     /// Gives `bytes` to the guest and returns how many were taken; the rest is for after the
     /// next `on_room`.
     pub fn input(&self, bytes: &[u8]) -> usize {
         let mut port = self.lock();
-        let taken = bytes.len().min(INPUT_CAPACITY - port.input.len().min(INPUT_CAPACITY));
+        let taken = bytes
+            .len()
+            .min(INPUT_CAPACITY - port.input.len().min(INPUT_CAPACITY));
         port.input.extend(bytes.iter().take(taken));
         port.feed();
         taken
@@ -126,12 +134,20 @@ impl Serial {
     pub fn restore(&self, state: &[u8]) -> io::Result<()> {
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
         let state = SerialState::decode(state).map_err(|error| invalid(error.to_string()))?;
-        let registers = state.registers().ok_or_else(|| invalid("wrong registers".to_owned()))?;
+        let registers = state
+            .registers()
+            .ok_or_else(|| invalid("wrong registers".to_owned()))?;
         let mut port = self.lock();
-        let (line, output) = (port.uart.interrupt_evt().clone(), port.uart.writer().clone());
+        let (line, output) = (
+            port.uart.interrupt_evt().clone(),
+            port.uart.writer().clone(),
+        );
         let uart = Uart::from_state(&registers, line, NoEvents, output)
             .map_err(|error| invalid(error.to_string()))?;
-        *port = Port { uart, input: state.input.into_iter().take(INPUT_CAPACITY).collect() };
+        *port = Port {
+            uart,
+            input: state.input.into_iter().take(INPUT_CAPACITY).collect(),
+        };
         Ok(())
     }
 
@@ -179,8 +195,17 @@ struct SerialState {
 
 impl SerialState {
     fn registers(&self) -> Option<Registers> {
-        let &[low, high, enable, identification, lcr, lsr, mcr, msr, scratch] =
-            self.registers.as_slice()
+        let &[
+            low,
+            high,
+            enable,
+            identification,
+            lcr,
+            lsr,
+            mcr,
+            msr,
+            scratch,
+        ] = self.registers.as_slice()
         else {
             return None;
         };
@@ -240,7 +265,12 @@ mod tests {
             told.fetch_add(1, Ordering::SeqCst);
         });
         let serial = Serial::new(line.clone(), Arc::new(printed.clone()), on_room);
-        Fixture { serial, line, printed, room }
+        Fixture {
+            serial,
+            line,
+            printed,
+            room,
+        }
     }
 
     fn read(serial: &Serial, offset: u64) -> u8 {
@@ -251,16 +281,24 @@ mod tests {
 
     #[test]
     fn printed_bytes_reach_the_sink() {
-        let Fixture { serial, printed, .. } = fixture();
+        let Fixture {
+            serial, printed, ..
+        } = fixture();
         b"hello".iter().for_each(|byte| serial.write(0, &[*byte]));
         serial.write(0, b"ab");
         assert_eq!(*printed.0.lock().unwrap(), b"hello");
-        assert_eq!(read(&serial, 5) & 0x60, 0x60, "the transmitter is always empty");
+        assert_eq!(
+            read(&serial, 5) & 0x60,
+            0x60,
+            "the transmitter is always empty"
+        );
     }
 
     #[test]
     fn input_arrives_whole_although_it_is_longer_than_the_fifo() {
-        let Fixture { serial, line, room, .. } = fixture();
+        let Fixture {
+            serial, line, room, ..
+        } = fixture();
         serial.write(1, &[1]);
         let text: Vec<u8> = (0..200).collect();
         assert_eq!(serial.input(&text), 200);
@@ -279,7 +317,10 @@ mod tests {
         let taken = serial.input(&vec![7; 2 * INPUT_CAPACITY]);
         assert_eq!(taken, INPUT_CAPACITY);
         let rest = serial.input(&vec![7; INPUT_CAPACITY]);
-        assert!(rest <= 64, "only what moved into the UART's own queue became free");
+        assert!(
+            rest <= 64,
+            "only what moved into the UART's own queue became free"
+        );
         assert_eq!(serial.input(b"x"), 0);
     }
 

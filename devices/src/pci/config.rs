@@ -89,9 +89,15 @@ impl ConfigSpace {
         config.set(CLASS_INTERFACE, &[class.interface]);
         config.set(CLASS_SUB, &[class.sub]);
         config.set(CLASS_BASE, &[class.base]);
-        config.set(SUBSYSTEM_VENDOR_ID, &identity.subsystem_vendor.to_le_bytes());
+        config.set(
+            SUBSYSTEM_VENDOR_ID,
+            &identity.subsystem_vendor.to_le_bytes(),
+        );
         config.set(SUBSYSTEM_ID, &identity.subsystem.to_le_bytes());
-        config.allow(COMMAND, &(COMMAND_MEMORY | COMMAND_BUS_MASTER).to_le_bytes());
+        config.allow(
+            COMMAND,
+            &(COMMAND_MEMORY | COMMAND_BUS_MASTER).to_le_bytes(),
+        );
         // These two are memory for software; the device has no use for them.
         config.allow(CACHE_LINE_SIZE, &[0xff]);
         config.allow(INTERRUPT_LINE, &[0xff]);
@@ -184,7 +190,9 @@ impl ConfigSpace {
 
     fn get<const N: usize>(&self, offset: usize) -> [u8; N] {
         let bytes = self.bytes.get(offset..offset + N);
-        bytes.and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
+        bytes
+            .and_then(|bytes| bytes.try_into().ok())
+            .unwrap_or([0; N])
     }
 
     fn set(&mut self, offset: usize, value: &[u8]) {
@@ -210,7 +218,11 @@ mod tests {
     const BAR_LEN: u64 = 0x8000;
 
     fn config() -> ConfigSpace {
-        let class = Class { base: 2, sub: 0, interface: 0 };
+        let class = Class {
+            base: 2,
+            sub: 0,
+            interface: 0,
+        };
         let mut config = ConfigSpace::new(Identity {
             vendor: 0x1af4,
             device: 0x1041,
@@ -277,7 +289,9 @@ mod tests {
     fn capabilities_are_linked_in_order_and_only_their_writable_bits_change() {
         let mut config = config();
         assert_eq!(config.read_u16(6) & STATUS_CAPABILITIES, 0);
-        let first = config.add_capability(0x09, &[0x11, 0x22, 0x33], &[]).unwrap();
+        let first = config
+            .add_capability(0x09, &[0x11, 0x22, 0x33], &[])
+            .unwrap();
         let second = config.add_capability(0x11, &[0, 0], &[0x00, 0xc0]).unwrap();
         assert_ne!(config.read_u16(6) & STATUS_CAPABILITIES, 0);
         let mut link = [0];

@@ -24,7 +24,10 @@ struct Entry {
 
 impl Entry {
     /// Vectors are masked until a driver programs them.
-    const RESET: Self = Self { words: [0, 0, 0, VECTOR_MASKED], pending: false };
+    const RESET: Self = Self {
+        words: [0, 0, 0, VECTOR_MASKED],
+        pending: false,
+    };
 
     fn is_masked(&self) -> bool {
         let [.., control] = self.words;
@@ -33,7 +36,10 @@ impl Entry {
 
     fn message(&self) -> MsiMessage {
         let [low, high, data, _] = self.words;
-        MsiMessage { address: u64::from(high) << 32 | u64::from(low), data }
+        MsiMessage {
+            address: u64::from(high) << 32 | u64::from(low),
+            data,
+        }
     }
 }
 
@@ -51,7 +57,13 @@ impl Msix {
     #[must_use]
     pub fn new(vectors: u16, sink: Arc<dyn MsiSink>) -> Self {
         let count = usize::from(vectors.min(MAX_VECTORS));
-        Self { entries: vec![Entry::RESET; count], control: 0, may_send: false, sink, refused: 0 }
+        Self {
+            entries: vec![Entry::RESET; count],
+            control: 0,
+            may_send: false,
+            sink,
+            refused: 0,
+        }
     }
 
     /// The body of the capability, with the table and the pending bits at these offsets of
@@ -88,7 +100,9 @@ impl Msix {
             return;
         }
         let blocked = self.is_blocked();
-        let Some(entry) = self.entries.get_mut(usize::from(vector)) else { return };
+        let Some(entry) = self.entries.get_mut(usize::from(vector)) else {
+            return;
+        };
         if blocked || entry.is_masked() {
             entry.pending = true;
         } else if self.sink.signal(entry.message()).is_err() {
@@ -137,9 +151,13 @@ impl Msix {
     /// Reads the pending bits, one a vector.
     pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
         for (position, byte) in (offset..).zip(data) {
-            let first = usize::try_from(position).unwrap_or(usize::MAX).saturating_mul(8);
+            let first = usize::try_from(position)
+                .unwrap_or(usize::MAX)
+                .saturating_mul(8);
             let bits = self.entries.iter().skip(first).take(8);
-            *byte = bits.zip(0..).fold(0, |all, (entry, bit)| all | u8::from(entry.pending) << bit);
+            *byte = bits
+                .zip(0..)
+                .fold(0, |all, (entry, bit)| all | u8::from(entry.pending) << bit);
         }
     }
 
@@ -164,7 +182,9 @@ impl Msix {
         }
         self.control = 0;
         let saved = words.iter().zip(&state.pending);
-        self.entries = saved.map(|(&words, &pending)| Entry { words, pending }).collect();
+        self.entries = saved
+            .map(|(&words, &pending)| Entry { words, pending })
+            .collect();
         true
     }
 
@@ -176,7 +196,11 @@ impl Msix {
         if self.control & CONTROL_ENABLE == 0 || self.is_blocked() {
             return;
         }
-        for entry in self.entries.iter_mut().filter(|entry| entry.pending && !entry.is_masked()) {
+        for entry in self
+            .entries
+            .iter_mut()
+            .filter(|entry| entry.pending && !entry.is_masked())
+        {
             entry.pending = false;
             if self.sink.signal(entry.message()).is_err() {
                 self.refused += 1;
@@ -196,7 +220,10 @@ impl Msix {
 }
 
 fn split(word: u64) -> Option<(usize, usize)> {
-    Some((usize::try_from(word / 4).ok()?, usize::try_from(word % 4).ok()?))
+    Some((
+        usize::try_from(word / 4).ok()?,
+        usize::try_from(word % 4).ok()?,
+    ))
 }
 
 fn is_table_access(offset: u64, len: usize) -> bool {
@@ -265,7 +292,10 @@ pub(crate) mod tests {
         let (mut msix, sink) = msix(2);
         program(&mut msix, 1, 0);
         msix.signal(1);
-        let expected = MsiMessage { address: 0xfee0_0000, data: 0x41 };
+        let expected = MsiMessage {
+            address: 0xfee0_0000,
+            data: 0x41,
+        };
         assert_eq!(*sink.messages.lock().unwrap(), [expected]);
         let mut entry = [0; 8];
         msix.read_table(24, &mut entry);
@@ -292,9 +322,10 @@ pub(crate) mod tests {
     fn the_function_mask_and_a_lost_bus_mastership_hold_all_vectors() {
         let (mut msix, sink) = msix(2);
         program(&mut msix, 0, 0);
-        for (control, may_send) in
-            [(CONTROL_ENABLE | CONTROL_FUNCTION_MASK, true), (CONTROL_ENABLE, false)]
-        {
+        for (control, may_send) in [
+            (CONTROL_ENABLE | CONTROL_FUNCTION_MASK, true),
+            (CONTROL_ENABLE, false),
+        ] {
             msix.set_control(control, may_send);
             msix.signal(0);
             assert!(sink.take().is_empty());

@@ -24,7 +24,11 @@ const HOST_BRIDGE: Identity = Identity {
     vendor: 0x1b36,
     device: 0x0008,
     revision: 0,
-    class: Class { base: 0x06, sub: 0x00, interface: 0x00 },
+    class: Class {
+        base: 0x06,
+        sub: 0x00,
+        interface: 0x00,
+    },
     subsystem_vendor: 0x1af4,
     subsystem: 0x1100,
 };
@@ -68,7 +72,9 @@ impl PciRoot {
         if let Some(first) = slots.first_mut() {
             *first = Some(bridge);
         }
-        Self { slots: RwLock::new(slots) }
+        Self {
+            slots: RwLock::new(slots),
+        }
     }
 
     /// Puts `function` into `slot` (1..32; 0 is the host bridge's).
@@ -77,7 +83,9 @@ impl PciRoot {
     /// [`SlotError`] when there is no such slot or it is taken.
     pub fn insert(&self, slot: u8, function: Arc<dyn PciFunction>) -> Result<(), SlotError> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let entry = slots.get_mut(usize::from(slot)).ok_or(SlotError::Unknown(slot))?;
+        let entry = slots
+            .get_mut(usize::from(slot))
+            .ok_or(SlotError::Unknown(slot))?;
         if entry.is_some() {
             return Err(SlotError::Taken(slot));
         }
@@ -152,7 +160,11 @@ mod tests {
     }
 
     fn function() -> Arc<Function> {
-        let identity = Identity { vendor: 0x1af4, device: 0x1044, ..HOST_BRIDGE };
+        let identity = Identity {
+            vendor: 0x1af4,
+            device: 0x1044,
+            ..HOST_BRIDGE
+        };
         Arc::new(Function(Mutex::new(ConfigSpace::new(identity))))
     }
 
@@ -174,7 +186,13 @@ mod tests {
     fn absent_devices_and_functions_read_all_ones() {
         let root = PciRoot::new();
         root.insert(3, function()).unwrap();
-        for offset in [1 << 15, (3 << 15) + (1 << 12), WINDOW_LEN - 4, WINDOW_LEN, u64::MAX - 3] {
+        for offset in [
+            1 << 15,
+            (3 << 15) + (1 << 12),
+            WINDOW_LEN - 4,
+            WINDOW_LEN,
+            u64::MAX - 3,
+        ] {
             assert_eq!(word(&root, offset), u32::MAX, "{offset:#x}");
             root.write(offset, &[0; 4]);
         }

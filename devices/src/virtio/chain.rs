@@ -77,10 +77,16 @@ impl Buffers {
         for range in self.ranges {
             let before = range.len.min(rest);
             rest -= before;
-            front.push(GuestRange { len: before, ..range });
+            front.push(GuestRange {
+                len: before,
+                ..range
+            });
             // The range lies in memory as a whole: its middle cannot overflow.
             let address = range.address.unchecked_add(before as u64);
-            back.push(GuestRange { address, len: range.len - before });
+            back.push(GuestRange {
+                address,
+                len: range.len - before,
+            });
         }
         Ok((front, back))
     }
@@ -93,10 +99,16 @@ impl Buffers {
         let mut rest = data;
         for range in &self.ranges {
             let (now, later) = rest.split_at_mut(range.len.min(rest.len()));
-            memory.read_slice(now, range.address).map_err(|_| ChainError::OutOfMemory)?;
+            memory
+                .read_slice(now, range.address)
+                .map_err(|_| ChainError::OutOfMemory)?;
             rest = later;
         }
-        if rest.is_empty() { Ok(()) } else { Err(ChainError::TooShort) }
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(ChainError::TooShort)
+        }
     }
 
     /// Writes `data` to the beginning.
@@ -107,10 +119,16 @@ impl Buffers {
         let mut rest = data;
         for range in &self.ranges {
             let (now, later) = rest.split_at(range.len.min(rest.len()));
-            memory.write_slice(now, range.address).map_err(|_| ChainError::OutOfMemory)?;
+            memory
+                .write_slice(now, range.address)
+                .map_err(|_| ChainError::OutOfMemory)?;
             rest = later;
         }
-        if rest.is_empty() { Ok(()) } else { Err(ChainError::TooShort) }
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(ChainError::TooShort)
+        }
     }
 
     fn push(&mut self, range: GuestRange) {
@@ -147,7 +165,10 @@ impl Parts {
                 return Err(ChainError::TooLong);
             }
             let len = usize::try_from(descriptor.len()).map_err(|_| ChainError::OutOfMemory)?;
-            let range = GuestRange { address: descriptor.addr(), len };
+            let range = GuestRange {
+                address: descriptor.addr(),
+                len,
+            };
             if len > 0 && !chain.memory().check_range(range.address, len) {
                 return Err(ChainError::OutOfMemory);
             }
@@ -162,7 +183,11 @@ impl Parts {
             goes_on = descriptor.has_next();
         }
         // The iterator ended although its last descriptor, or the head, led on.
-        if goes_on { Err(ChainError::Broken) } else { Ok(parts) }
+        if goes_on {
+            Err(ChainError::Broken)
+        } else {
+            Ok(parts)
+        }
     }
 }
 
@@ -192,13 +217,22 @@ mod tests {
     }
 
     fn raw(address: u64, len: u32, flags: u16, next: u16) -> RawDescriptor {
-        RawDescriptor { address, len, flags, next }
+        RawDescriptor {
+            address,
+            len,
+            flags,
+            next,
+        }
     }
 
     #[test]
     fn a_good_chain_comes_apart_in_order_and_without_empty_buffers() {
         let mut driver = TestDriver::new(0x10000, &[8]);
-        let buffer = |address, len, writable| Buffer { address, len, writable };
+        let buffer = |address, len, writable| Buffer {
+            address,
+            len,
+            writable,
+        };
         driver.queues[0].add(&[
             buffer(0x8000, 3, false),
             buffer(u64::MAX, 0, false),
@@ -210,9 +244,15 @@ mod tests {
         let (front, back) = parts.writable.split_at(7).unwrap();
         front.write(&driver.memory, b"abcdefg").unwrap();
         back.write(&driver.memory, b"hijk").unwrap();
-        assert_eq!(back.write(&driver.memory, b"hijkl"), Err(ChainError::TooShort));
+        assert_eq!(
+            back.write(&driver.memory, b"hijkl"),
+            Err(ChainError::TooShort)
+        );
         let mut bytes = [0; 6];
-        driver.memory.read_slice(&mut bytes, GuestAddress(0xa000)).unwrap();
+        driver
+            .memory
+            .read_slice(&mut bytes, GuestAddress(0xa000))
+            .unwrap();
         assert_eq!(&bytes, b"fghijk");
         assert!(back.split_at(5).is_err());
     }
@@ -225,14 +265,26 @@ mod tests {
             (&[raw(0x8000, 8, 0, 0)], 99, ChainError::Broken),
             (&[raw(0xfff8, 16, 0, 0)], 0, ChainError::OutOfMemory),
             (&[raw(u64::MAX, 2, 0, 0)], 0, ChainError::OutOfMemory),
-            (&[raw(0x8000, 1, WRITE | NEXT, 1), raw(0x8000, 1, 0, 0)], 0, ChainError::Order),
+            (
+                &[raw(0x8000, 1, WRITE | NEXT, 1), raw(0x8000, 1, 0, 0)],
+                0,
+                ChainError::Order,
+            ),
             (&[raw(0x8000, 15, INDIRECT, 0)], 0, ChainError::Broken),
             (&[raw(0xffff_0000, 32, INDIRECT, 0)], 0, ChainError::Broken),
             // An indirect table in memory that is zero: its one descriptor is empty.
-            (&[raw(0x8000, 8, NEXT, 1), raw(0x9000, 0, INDIRECT, 0)], 0, ChainError::Broken),
+            (
+                &[raw(0x8000, 8, NEXT, 1), raw(0x9000, 0, INDIRECT, 0)],
+                0,
+                ChainError::Broken,
+            ),
         ];
         for (descriptors, head, expected) in cases {
-            assert_eq!(parts_of_raw(descriptors, head), Err(expected), "{descriptors:?}");
+            assert_eq!(
+                parts_of_raw(descriptors, head),
+                Err(expected),
+                "{descriptors:?}"
+            );
         }
     }
 

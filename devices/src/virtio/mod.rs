@@ -1,6 +1,7 @@
 //! Virtio (OASIS virtio 1.2): what a device is, its queues, its PCI transport, and the devices.
 
 pub mod balloon;
+pub mod block;
 pub mod chain;
 pub mod device;
 pub mod pci;
@@ -10,6 +11,7 @@ pub mod serve;
 pub mod testing;
 
 pub use self::balloon::{Balloon, BalloonConfig, BalloonControl};
+pub use self::block::{Block, BlockConfig, BlockMetrics, BlockSerial};
 pub use self::device::{
     ActivateError, Activation, DeviceType, QueueHandle, VirtioDevice, VirtioInterrupt,
 };

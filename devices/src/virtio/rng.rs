@@ -50,7 +50,11 @@ impl Rng {
     /// When the host has no timer to spare for a limited rate.
     pub fn new(config: RngConfig, io: EventLoop) -> io::Result<Self> {
         let limit = config.bytes_per_second.map(Limit::new).transpose()?;
-        Ok(Self { io, limit: limit.map(|limit| Arc::new(Mutex::new(limit))), active: None })
+        Ok(Self {
+            io,
+            limit: limit.map(|limit| Arc::new(Mutex::new(limit))),
+            active: None,
+        })
     }
 }
 
@@ -72,10 +76,20 @@ impl VirtioDevice for Rng {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let Activation { memory, mut queues, interrupt, .. } = activation;
+        let Activation {
+            memory,
+            mut queues,
+            interrupt,
+            ..
+        } = activation;
         let queue = queues.pop().ok_or(ActivateError::QueueMissing(0))?;
         let limit = self.limit.clone();
-        let handler = Box::new(RngHandler { memory, queue, interrupt, limit });
+        let handler = Box::new(RngHandler {
+            memory,
+            queue,
+            interrupt,
+            limit,
+        });
         let attached = self.io.attach(handler);
         let action = "watch the entropy queue";
         self.active = Some(attached.map_err(|source| ActivateError::Host { action, source })?);
@@ -107,7 +121,12 @@ impl Limit {
     fn new(bytes_per_second: NonZeroU32) -> io::Result<Self> {
         let left = u64::from(bytes_per_second.get());
         let timer = TimerFd::new().map_err(io::Error::from)?;
-        Ok(Self { bytes_per_second, left, filled: Instant::now(), timer })
+        Ok(Self {
+            bytes_per_second,
+            left,
+            filled: Instant::now(),
+            timer,
+        })
     }
 
     /// How many of `wanted` bytes are allowed now.
@@ -139,9 +158,16 @@ struct RngHandler {
 
 impl RngHandler {
     fn round(&mut self) -> Result<(), virtio_queue::Error> {
-        let Self { memory, queue, interrupt, limit } = self;
+        let Self {
+            memory,
+            queue,
+            interrupt,
+            limit,
+        } = self;
         serve(queue, memory, interrupt.as_ref(), |chain| {
-            let Ok(parts) = Parts::of(chain, MAX_BUFFERS) else { return Served::Used(0) };
+            let Ok(parts) = Parts::of(chain, MAX_BUFFERS) else {
+                return Served::Used(0);
+            };
             let wanted = parts.writable.len().min(MAX_REQUEST_LEN as u64);
             let allowed = match limit {
                 Some(limit) => lock(limit).take(wanted, Instant::now()),
@@ -158,9 +184,17 @@ impl RngHandler {
 impl Handler for RngHandler {
     fn watch(&self) -> Vec<Watch> {
         let events = EventSet::IN;
-        let mut watches = vec![Watch { fd: self.queue.notify.as_raw_fd(), token: QUEUE, events }];
+        let mut watches = vec![Watch {
+            fd: self.queue.notify.as_raw_fd(),
+            token: QUEUE,
+            events,
+        }];
         if let Some(limit) = &self.limit {
-            watches.push(Watch { fd: lock(limit).timer.as_raw_fd(), token: TICK, events });
+            watches.push(Watch {
+                fd: lock(limit).timer.as_raw_fd(),
+                token: TICK,
+                events,
+            });
         }
         watches
     }
@@ -229,7 +263,9 @@ mod tests {
 
     fn rng(bytes_per_second: u32) -> Rng {
         let io = EventLoop::spawn("test-io", Box::new(|| Ok(()))).unwrap();
-        let config = RngConfig { bytes_per_second: NonZeroU32::new(bytes_per_second) };
+        let config = RngConfig {
+            bytes_per_second: NonZeroU32::new(bytes_per_second),
+        };
         Rng::new(config, io).unwrap()
     }
 
@@ -247,7 +283,9 @@ mod tests {
         let second = driver.complete(0);
         assert_eq!((first.len, second.len), (64, 64));
         assert_ne!(first.writable, second.writable);
-        driver.interrupt.wait_until(|seen| seen.queues.get(&0) == Some(&2));
+        driver
+            .interrupt
+            .wait_until(|seen| seen.queues.get(&0) == Some(&2));
     }
 
     #[test]
@@ -262,11 +300,24 @@ mod tests {
     fn malformed_requests_fail_alone() {
         let (mut rng, mut driver) = (rng(0), driver());
         driver.start(&mut rng, 0);
-        let nowhere = Buffer { address: 0xffff_0000, len: 64, writable: true };
-        let readable = Buffer { address: 0x8000, len: 64, writable: false };
+        let nowhere = Buffer {
+            address: 0xffff_0000,
+            len: 64,
+            writable: true,
+        };
+        let readable = Buffer {
+            address: 0x8000,
+            len: 64,
+            writable: false,
+        };
         driver.queues[0].add(&[nowhere]);
         driver.queues[0].add(&[readable]);
-        let endless = RawDescriptor { address: 0x8000, len: 8, flags: NEXT, next: 63 };
+        let endless = RawDescriptor {
+            address: 0x8000,
+            len: 8,
+            flags: NEXT,
+            next: 63,
+        };
         driver.queues[0].write_descriptor(63, endless);
         driver.queues[0].publish(63);
         driver.request(0, &[], 16);
@@ -283,7 +334,9 @@ mod tests {
         let mut driver = driver;
         driver.queues[0].set_avail_index(1000);
         driver.queues[0].kick();
-        driver.interrupt.wait_until(|seen| !seen.needs_reset.is_empty());
+        driver
+            .interrupt
+            .wait_until(|seen| !seen.needs_reset.is_empty());
         assert_eq!(rng.deactivate().len(), 1);
         let mut driver = self::driver();
         driver.start(&mut rng, 0);
@@ -314,7 +367,10 @@ mod tests {
             driver.request(0, &[], 400);
             got += driver.complete(0).len;
         }
-        assert!(start.elapsed() >= Duration::from_millis(50), "only the first second is free");
+        assert!(
+            start.elapsed() >= Duration::from_millis(50),
+            "only the first second is free"
+        );
     }
 
     #[test]

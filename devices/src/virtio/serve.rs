@@ -1,7 +1,7 @@
 //! One round of work on a queue, for devices that answer each request at once.
 
-use vm_memory::GuestMemoryMmap;
 use virtio_queue::{DescriptorChain, Error, QueueOwnedT as _, QueueT as _};
+use vm_memory::GuestMemoryMmap;
 
 use super::device::{QueueHandle, VirtioInterrupt};
 

@@ -143,8 +143,21 @@ impl DriverQueue {
         queue.set_used_ring_address(low, high);
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
-        assert!(queue.is_valid(self.memory.as_ref()), "the rings fit into memory");
-        QueueHandle { index, queue, notify: Arc::clone(&self.kick) }
+        assert!(
+            queue.is_valid(self.memory.as_ref()),
+            "the rings fit into memory"
+        );
+        QueueHandle {
+            index,
+            queue,
+            notify: Arc::clone(&self.kick),
+        }
+    }
+
+    /// Whether `descriptors` descriptors are free.
+    #[must_use]
+    pub fn has_room(&self, descriptors: usize) -> bool {
+        self.free.len() >= descriptors
     }
 
     /// Makes a request of `buffers` available and returns its head. The device is not
@@ -175,9 +188,17 @@ impl DriverQueue {
         for (position, buffer) in buffers.iter().enumerate() {
             let last = position + 1 == buffers.len();
             let flags = if buffer.writable { WRITE } else { 0 } | if last { 0 } else { NEXT };
-            let next = if last { 0 } else { u16::try_from(position + 1).unwrap() };
-            let descriptor =
-                RawDescriptor { address: buffer.address, len: buffer.len, flags, next };
+            let next = if last {
+                0
+            } else {
+                u16::try_from(position + 1).unwrap()
+            };
+            let descriptor = RawDescriptor {
+                address: buffer.address,
+                len: buffer.len,
+                flags,
+                next,
+            };
             let at = GuestAddress(table + 16 * position as u64);
             self.memory.write_slice(&descriptor.bytes(), at).unwrap();
         }
@@ -185,7 +206,12 @@ impl DriverQueue {
         let len = u32::try_from(16 * buffers.len()).unwrap();
         self.write_descriptor(
             head,
-            RawDescriptor { address: table, len, flags: INDIRECT, next: 0 },
+            RawDescriptor {
+                address: table,
+                len,
+                flags: INDIRECT,
+                next: 0,
+            },
         );
         self.chains.insert(head, vec![head]);
         self.publish(head);
@@ -201,7 +227,9 @@ impl DriverQueue {
     /// Puts `head` into the available ring, whatever it is.
     pub fn publish(&mut self, head: u16) {
         let slot = u64::from(self.avail_index % self.size);
-        self.memory.write_obj(head.to_le(), GuestAddress(self.avail + 4 + 2 * slot)).unwrap();
+        self.memory
+            .write_obj(head.to_le(), GuestAddress(self.avail + 4 + 2 * slot))
+            .unwrap();
         self.set_avail_index(self.avail_index.wrapping_add(1));
     }
 
@@ -209,7 +237,9 @@ impl DriverQueue {
     pub fn set_avail_index(&mut self, index: u16) {
         self.avail_index = index;
         let at = GuestAddress(self.avail + 2);
-        self.memory.store(index.to_le(), at, Ordering::Release).unwrap();
+        self.memory
+            .store(index.to_le(), at, Ordering::Release)
+            .unwrap();
     }
 
     /// Notifies the device.
@@ -231,13 +261,17 @@ impl DriverQueue {
     /// Sets the used index at which the driver wants its next interrupt.
     pub fn set_used_event(&self, index: u16) {
         let at = GuestAddress(self.avail + 4 + 2 * u64::from(self.size));
-        self.memory.store(index.to_le(), at, Ordering::Release).unwrap();
+        self.memory
+            .store(index.to_le(), at, Ordering::Release)
+            .unwrap();
     }
 
     /// The next used entry, if there is one; its descriptors become free.
     pub fn used(&mut self) -> Option<Used> {
-        let index: u16 =
-            self.memory.load(GuestAddress(self.used + 2), Ordering::Acquire).unwrap();
+        let index: u16 = self
+            .memory
+            .load(GuestAddress(self.used + 2), Ordering::Acquire)
+            .unwrap();
         if u16::from_le(index) == self.used_index {
             return None;
         }
@@ -247,8 +281,12 @@ impl DriverQueue {
         let len: u32 = self.memory.read_obj(GuestAddress(at + 4)).unwrap();
         self.used_index = self.used_index.wrapping_add(1);
         let head = u16::try_from(u32::from_le(id)).unwrap();
-        self.free.extend(self.chains.remove(&head).unwrap_or_default());
-        Some(Used { head, len: u32::from_le(len) })
+        self.free
+            .extend(self.chains.remove(&head).unwrap_or_default());
+        Some(Used {
+            head,
+            len: u32::from_le(len),
+        })
     }
 }
 
@@ -283,9 +321,14 @@ impl RecordedInterrupt {
     /// After [`TIMEOUT`].
     pub fn wait_until(&self, reached: impl Fn(&Interrupts) -> bool) {
         let seen = self.seen.lock().unwrap();
-        let wait = self.changed.wait_timeout_while(seen, TIMEOUT, |seen| !reached(seen));
+        let wait = self
+            .changed
+            .wait_timeout_while(seen, TIMEOUT, |seen| !reached(seen));
         let (seen, timeout) = wait.unwrap();
-        assert!(!timeout.timed_out(), "the device did not signal in time: {seen:?}");
+        assert!(
+            !timeout.timed_out(),
+            "the device did not signal in time: {seen:?}"
+        );
     }
 
     fn record(&self, change: impl FnOnce(&mut Interrupts)) {
@@ -349,7 +392,9 @@ impl TestDriver {
         };
         for &size in queue_sizes {
             let base = driver.allocate(DriverQueue::rings_len(size), 16);
-            driver.queues.push(DriverQueue::new(Arc::clone(&driver.memory), base, size));
+            driver
+                .queues
+                .push(DriverQueue::new(Arc::clone(&driver.memory), base, size));
         }
         driver
     }
@@ -369,7 +414,9 @@ impl TestDriver {
         Activation {
             memory: Arc::clone(&self.memory),
             driver_features,
-            queues: handles.map(|(queue, index)| queue.handle(index, event_idx)).collect(),
+            queues: handles
+                .map(|(queue, index)| queue.handle(index, event_idx))
+                .collect(),
             interrupt: Arc::clone(&self.interrupt) as Arc<dyn VirtioInterrupt>,
         }
     }
@@ -386,13 +433,23 @@ impl TestDriver {
         if !readable.is_empty() {
             let len = u32::try_from(readable.len()).unwrap();
             let address = self.allocate(u64::from(len), 8);
-            self.memory.write_slice(readable, GuestAddress(address)).unwrap();
-            buffers.push(Buffer { address, len, writable: false });
+            self.memory
+                .write_slice(readable, GuestAddress(address))
+                .unwrap();
+            buffers.push(Buffer {
+                address,
+                len,
+                writable: false,
+            });
         }
         let mut room = None;
         if writable_len > 0 {
             let address = self.allocate(u64::from(writable_len), 8);
-            let buffer = Buffer { address, len: writable_len, writable: true };
+            let buffer = Buffer {
+                address,
+                len: writable_len,
+                writable: true,
+            };
             buffers.push(buffer);
             room = Some(buffer);
         }
@@ -414,7 +471,10 @@ impl TestDriver {
             if let Some(completion) = self.try_complete(queue) {
                 return completion;
             }
-            assert!(Instant::now() < deadline, "the device did not finish in time");
+            assert!(
+                Instant::now() < deadline,
+                "the device did not finish in time"
+            );
             std::thread::sleep(Duration::from_micros(200));
         }
     }
@@ -425,10 +485,16 @@ impl TestDriver {
         let room = self.writable.remove(&(queue, head));
         let writable = room.map_or_else(Vec::new, |room| {
             let mut bytes = vec![0; usize::try_from(room.len).unwrap()];
-            self.memory.read_slice(&mut bytes, GuestAddress(room.address)).unwrap();
+            self.memory
+                .read_slice(&mut bytes, GuestAddress(room.address))
+                .unwrap();
             bytes
         });
-        Some(Completion { head, len, writable })
+        Some(Completion {
+            head,
+            len,
+            writable,
+        })
     }
 }
 
@@ -439,18 +505,33 @@ mod tests {
     #[test]
     fn the_devices_half_sees_the_buffers_of_direct_and_indirect_requests() {
         let mut driver = TestDriver::new(0x10000, &[8]);
-        let Activation { memory, mut queues, .. } = driver.activation(0);
+        let Activation {
+            memory, mut queues, ..
+        } = driver.activation(0);
         let table = driver.allocate(64, 16);
         let buffers = [
-            Buffer { address: 0x8000, len: 16, writable: false },
-            Buffer { address: 0x9000, len: 32, writable: true },
+            Buffer {
+                address: 0x8000,
+                len: 16,
+                writable: false,
+            },
+            Buffer {
+                address: 0x9000,
+                len: 32,
+                writable: true,
+            },
         ];
         let direct = driver.queues[0].add(&buffers);
         let indirect = driver.queues[0].add_indirect(&buffers, table);
         for head in [direct, indirect] {
-            let chain = queues[0].queue.pop_descriptor_chain(memory.as_ref()).unwrap();
+            let chain = queues[0]
+                .queue
+                .pop_descriptor_chain(memory.as_ref())
+                .unwrap();
             assert_eq!(chain.head_index(), head);
-            let seen: Vec<_> = chain.map(|d| (d.addr().0, d.len(), d.is_write_only())).collect();
+            let seen: Vec<_> = chain
+                .map(|d| (d.addr().0, d.len(), d.is_write_only()))
+                .collect();
             assert_eq!(seen, [(0x8000, 16, false), (0x9000, 32, true)]);
             queues[0].queue.add_used(memory.as_ref(), head, 5).unwrap();
             assert_eq!(driver.queues[0].used(), Some(Used { head, len: 5 }));
@@ -462,13 +543,25 @@ mod tests {
     #[test]
     fn a_request_returns_what_the_device_wrote() {
         let mut driver = TestDriver::new(0x10000, &[8]);
-        let Activation { memory, mut queues, .. } = driver.activation(0);
+        let Activation {
+            memory, mut queues, ..
+        } = driver.activation(0);
         let head = driver.request(0, b"ping", 4);
-        let chain = queues[0].queue.pop_descriptor_chain(memory.as_ref()).unwrap();
+        let chain = queues[0]
+            .queue
+            .pop_descriptor_chain(memory.as_ref())
+            .unwrap();
         let room = chain.writable().next().unwrap();
         memory.write_slice(b"pong", room.addr()).unwrap();
         queues[0].queue.add_used(memory.as_ref(), head, 4).unwrap();
         let completion = driver.complete(0);
-        assert_eq!(completion, Completion { head, len: 4, writable: b"pong".to_vec() });
+        assert_eq!(
+            completion,
+            Completion {
+                head,
+                len: 4,
+                writable: b"pong".to_vec()
+            }
+        );
     }
 }

@@ -36,13 +36,31 @@ pub struct BalloonHandler {
 impl BalloonHandler {
     /// Takes over the activated queues.
     pub fn new(activation: Activation, shared: Arc<Shared>) -> Self {
-        let Activation { memory, queues, interrupt, .. } = activation;
-        Self { memory, queues, interrupt, shared }
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = activation;
+        Self {
+            memory,
+            queues,
+            interrupt,
+            shared,
+        }
     }
 
     fn round(&mut self, token: u32) -> Result<(), virtio_queue::Error> {
-        let Self { memory, queues, interrupt, shared } = self;
-        let Some(queue) = queues.iter_mut().find(|queue| u32::from(queue.index) == token) else {
+        let Self {
+            memory,
+            queues,
+            interrupt,
+            shared,
+        } = self;
+        let Some(queue) = queues
+            .iter_mut()
+            .find(|queue| u32::from(queue.index) == token)
+        else {
             return Ok(());
         };
         // Only clears the counter.
@@ -98,10 +116,14 @@ fn inflate(shared: &Shared, memory: &GuestMemoryMmap<()>, numbers: Buffers) {
     while left > 0 {
         let count = left.min(PFNS_AT_ONCE as u64);
         left -= count;
-        let Ok((now, later)) = rest.split_at(count * PFN_LEN as u64) else { return };
+        let Ok((now, later)) = rest.split_at(count * PFN_LEN as u64) else {
+            return;
+        };
         rest = later;
         let len = usize::try_from(now.len()).unwrap_or(0);
-        let Some(bytes) = bytes.get_mut(..len) else { return };
+        let Some(bytes) = bytes.get_mut(..len) else {
+            return;
+        };
         if now.read(memory, bytes).is_ok() {
             let (words, _) = bytes.as_chunks();
             let pages = words.iter().map(|&word| u32::from_le_bytes(word)).collect();
@@ -119,7 +141,10 @@ fn runs(mut pages: Vec<u32>) -> Vec<GuestRange> {
         let address = u64::from(page) << PAGE_SHIFT;
         match runs.last_mut() {
             Some(last) if last.address.0 + last.len as u64 == address => last.len += PAGE_LEN,
-            _ => runs.push(GuestRange { address: GuestAddress(address), len: PAGE_LEN }),
+            _ => runs.push(GuestRange {
+                address: GuestAddress(address),
+                len: PAGE_LEN,
+            }),
         }
     }
     runs
@@ -143,8 +168,18 @@ mod tests {
     #[test]
     fn neighbouring_pages_become_one_range() {
         let ranges = runs(vec![9, 3, 4, 5, 4, u32::MAX]);
-        let plain: Vec<_> = ranges.iter().map(|range| (range.address.0, range.len)).collect();
-        assert_eq!(plain, [(0x3000, 0x3000), (0x9000, 0x1000), (0x0fff_ffff_f000, 0x1000)]);
+        let plain: Vec<_> = ranges
+            .iter()
+            .map(|range| (range.address.0, range.len))
+            .collect();
+        assert_eq!(
+            plain,
+            [
+                (0x3000, 0x3000),
+                (0x9000, 0x1000),
+                (0x0fff_ffff_f000, 0x1000)
+            ]
+        );
     }
 
     proptest! {

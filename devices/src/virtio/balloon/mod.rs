@@ -84,7 +84,9 @@ struct Shared {
 
 impl Shared {
     fn interrupt(&self) -> MutexGuard<'_, Option<Arc<dyn VirtioInterrupt>>> {
-        self.interrupt.lock().unwrap_or_else(PoisonError::into_inner)
+        self.interrupt
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -102,8 +104,18 @@ impl Balloon {
     #[must_use]
     pub fn new(config: BalloonConfig, io: EventLoop) -> (Self, BalloonControl) {
         let shared = Arc::new(Shared::default());
-        let control = BalloonControl { shared: Arc::clone(&shared) };
-        (Self { config, io, shared, active: None }, control)
+        let control = BalloonControl {
+            shared: Arc::clone(&shared),
+        };
+        (
+            Self {
+                config,
+                io,
+                shared,
+                active: None,
+            },
+            control,
+        )
     }
 }
 
@@ -133,7 +145,9 @@ impl VirtioDevice for Balloon {
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         if let (CONFIG_ACTUAL, Ok(actual)) = (offset, data.try_into()) {
-            self.shared.actual.store(u32::from_le_bytes(actual), Ordering::Release);
+            self.shared
+                .actual
+                .store(u32::from_le_bytes(actual), Ordering::Release);
         }
     }
 
@@ -155,7 +169,9 @@ impl VirtioDevice for Balloon {
     fn deactivate(&mut self) -> Vec<QueueHandle> {
         *self.shared.interrupt() = None;
         let handler = self.active.take().and_then(|id| self.io.detach(id));
-        handler.map(|handler| handler.into_queues()).unwrap_or_default()
+        handler
+            .map(|handler| handler.into_queues())
+            .unwrap_or_default()
     }
 
     fn save(&self) -> Vec<u8> {

@@ -23,7 +23,9 @@ pub fn reclaim(memory: &GuestMemoryMmap<()>, range: GuestRange) -> io::Result<u6
     let mut done = 0;
     while at < end {
         let address = GuestAddress(at);
-        let region = memory.find_region(address).ok_or(io::ErrorKind::InvalidInput)?;
+        let region = memory
+            .find_region(address)
+            .ok_or(io::ErrorKind::InvalidInput)?;
         if !is_private_anonymous(region.flags()) {
             return Err(io::ErrorKind::Unsupported.into());
         }
@@ -70,7 +72,10 @@ mod tests {
     }
 
     fn range(address: u64, len: usize) -> GuestRange {
-        GuestRange { address: GuestAddress(address), len }
+        GuestRange {
+            address: GuestAddress(address),
+            len,
+        }
     }
 
     fn byte(memory: &GuestMemoryMmap<()>, address: u64) -> u8 {
@@ -90,7 +95,14 @@ mod tests {
     fn a_range_may_lie_across_regions() {
         let memory = memory();
         assert_eq!(reclaim(&memory, range(0x3000, 0x2000)).unwrap(), 0x2000);
-        assert_eq!((byte(&memory, 0x3000), byte(&memory, 0x4fff), byte(&memory, 0x5000)), (0, 0, 7));
+        assert_eq!(
+            (
+                byte(&memory, 0x3000),
+                byte(&memory, 0x4fff),
+                byte(&memory, 0x5000)
+            ),
+            (0, 0, 7)
+        );
     }
 
     #[test]
@@ -106,6 +118,8 @@ mod tests {
     fn shared_memory_is_left_alone() {
         let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         assert!(!is_private_anonymous(shared));
-        assert!(is_private_anonymous(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE));
+        assert!(is_private_anonymous(
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE
+        ));
     }
 }

@@ -15,7 +15,10 @@ fn balloon() -> (Balloon, BalloonControl) {
 /// A driver over 1 MiB of memory that is full of ones.
 fn driver() -> TestDriver {
     let driver = TestDriver::new(1 << 20, &QUEUE_SIZES);
-    driver.memory.write_slice(&[1; 0x80000], GuestAddress(0x80000)).unwrap();
+    driver
+        .memory
+        .write_slice(&[1; 0x80000], GuestAddress(0x80000))
+        .unwrap();
     driver
 }
 
@@ -39,7 +42,10 @@ fn inflated_pages_go_back_to_the_host_and_deflated_ones_work_again() {
     assert_eq!(around, [1, 0, 0, 1]);
     driver.request(1, &page_numbers(&[0x90]), 0);
     driver.complete(1);
-    driver.memory.write_obj(5_u8, GuestAddress(0x9_0000)).unwrap();
+    driver
+        .memory
+        .write_obj(5_u8, GuestAddress(0x9_0000))
+        .unwrap();
     assert_eq!(byte(&driver, 0x9_0000), 5);
 }
 
@@ -49,7 +55,11 @@ fn reported_ranges_go_back_to_the_host_whatever_number_the_queue_has() {
         let (mut balloon, control) = balloon();
         let mut driver = driver();
         driver.start(&mut balloon, 0);
-        let range = |address, len| Buffer { address, len, writable: true };
+        let range = |address, len| Buffer {
+            address,
+            len,
+            writable: true,
+        };
         driver.queues[queue].add(&[range(0xa_0000, 0x4000), range(0xc_0000, 0x2000)]);
         driver.queues[queue].kick();
         driver.complete(queue);
@@ -68,7 +78,11 @@ fn pages_the_guest_does_not_have_and_odd_lengths_are_survived() {
     assert_eq!((control.refused(), control.reclaimed()), (2, 4096));
     driver.request(0, &[0x91, 0, 0], 0);
     driver.complete(0);
-    driver.queues[0].add(&[Buffer { address: 0xf_fff0, len: 64, writable: false }]);
+    driver.queues[0].add(&[Buffer {
+        address: 0xf_fff0,
+        len: 64,
+        writable: false,
+    }]);
     driver.queues[0].kick();
     driver.complete(0);
     assert_eq!(byte(&driver, 0x9_1000), 1);
@@ -112,5 +126,8 @@ fn a_missing_queue_is_refused() {
     let driver = driver();
     let mut activation = driver.activation(0);
     activation.queues.remove(1);
-    assert!(matches!(balloon.activate(activation), Err(ActivateError::QueueMissing(1))));
+    assert!(matches!(
+        balloon.activate(activation),
+        Err(ActivateError::QueueMissing(1))
+    ));
 }

@@ -79,7 +79,10 @@ impl CommonConfig {
             driver_feature_select: 0,
             queue_select: 0,
             status: 0,
-            queues: queue_max_sizes.iter().map(|&size| QueueConfig::new(size)).collect(),
+            queues: queue_max_sizes
+                .iter()
+                .map(|&size| QueueConfig::new(size))
+                .collect(),
         }
     }
 
@@ -154,7 +157,12 @@ impl CommonConfig {
     }
 
     fn visible_status(&self, interrupt: &PciInterrupt) -> u8 {
-        self.status | if interrupt.is_broken() { NEEDS_RESET } else { 0 }
+        self.status
+            | if interrupt.is_broken() {
+                NEEDS_RESET
+            } else {
+                0
+            }
     }
 
     fn accept_features(&mut self, word: u32) {
@@ -195,7 +203,9 @@ impl CommonConfig {
         let running = self.status & DRIVER_OK != 0;
         let queue = self.queues.get_mut(usize::from(self.queue_select));
         // Rings belong to the device once they are enabled.
-        let Some(queue) = queue.filter(|queue| !running && !queue.enabled) else { return };
+        let Some(queue) = queue.filter(|queue| !running && !queue.enabled) else {
+            return;
+        };
         match (offset, len) {
             (field::QUEUE_SIZE, 2) => queue.choose_size(short),
             (field::QUEUE_ENABLE, 2) => queue.enabled = short == 1,

@@ -75,7 +75,8 @@ impl PciInterrupt {
 
     /// Chooses the vector for configuration changes; one that does not exist means none.
     pub fn set_config_vector(&self, vector: u16) {
-        self.config_vector.store(self.existing(vector), Ordering::Release);
+        self.config_vector
+            .store(self.existing(vector), Ordering::Release);
     }
 
     /// The vector of a queue.
@@ -104,13 +105,18 @@ impl PciInterrupt {
 
     /// Takes back saved flags.
     pub fn restore(&self, isr: u8, generation: u8, broken: bool) {
-        self.isr.store(isr & (ISR_QUEUE | ISR_CONFIG), Ordering::Release);
+        self.isr
+            .store(isr & (ISR_QUEUE | ISR_CONFIG), Ordering::Release);
         self.generation.store(generation, Ordering::Release);
         self.needs_reset.store(broken, Ordering::Release);
     }
 
     fn existing(&self, vector: u16) -> u16 {
-        if self.msix().has_vector(vector) { vector } else { NO_VECTOR }
+        if self.msix().has_vector(vector) {
+            vector
+        } else {
+            NO_VECTOR
+        }
     }
 
     fn signal(&self, isr: u8, vector: u16) {

@@ -74,14 +74,24 @@ pub fn find(offset: u64, len: usize) -> Option<(Part, u64)> {
 /// BAR through configuration space; `None` when the space is full.
 pub fn add_capabilities(config: &mut ConfigSpace, queues: u16) -> Option<u8> {
     let notify_len = u64::from(queues) * u64::from(NOTIFY_STRIDE);
-    config.add_capability(VENDOR_CAPABILITY, &body(CFG_TYPE_COMMON, COMMON, COMMON_LEN), &[])?;
+    config.add_capability(
+        VENDOR_CAPABILITY,
+        &body(CFG_TYPE_COMMON, COMMON, COMMON_LEN),
+        &[],
+    )?;
     config.add_capability(VENDOR_CAPABILITY, &body(CFG_TYPE_ISR, ISR, ISR_LEN), &[])?;
-    config.add_capability(VENDOR_CAPABILITY, &body(CFG_TYPE_DEVICE, DEVICE, PART_LEN), &[])?;
+    config.add_capability(
+        VENDOR_CAPABILITY,
+        &body(CFG_TYPE_DEVICE, DEVICE, PART_LEN),
+        &[],
+    )?;
     let notify = with_word(body(CFG_TYPE_NOTIFY, NOTIFY, notify_len), NOTIFY_STRIDE);
     config.add_capability(VENDOR_CAPABILITY, &notify, &[])?;
     let access = with_word(body(CFG_TYPE_PCI, 0, 0), 0);
     // The driver chooses bar, offset and length; the data word is not memory.
-    let writable = [0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+    let writable = [
+        0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+    ];
     config.add_capability(VENDOR_CAPABILITY, &access, &writable)
 }
 
@@ -89,13 +99,22 @@ pub fn add_capabilities(config: &mut ConfigSpace, queues: u16) -> Option<u8> {
 fn body(cfg_type: u8, offset: u64, len: u64) -> [u8; 14] {
     let [o0, o1, o2, o3, ..] = offset.to_le_bytes();
     let [l0, l1, l2, l3, ..] = len.to_le_bytes();
-    let cap_len = if matches!(cfg_type, CFG_TYPE_NOTIFY | CFG_TYPE_PCI) { 20 } else { 16 };
-    [cap_len, cfg_type, 0, 0, 0, 0, o0, o1, o2, o3, l0, l1, l2, l3]
+    let cap_len = if matches!(cfg_type, CFG_TYPE_NOTIFY | CFG_TYPE_PCI) {
+        20
+    } else {
+        16
+    };
+    [
+        cap_len, cfg_type, 0, 0, 0, 0, o0, o1, o2, o3, l0, l1, l2, l3,
+    ]
 }
 
 fn with_word(body: [u8; 14], word: u32) -> [u8; 18] {
     let mut longer = [0; 18];
-    for (to, from) in longer.iter_mut().zip(body.into_iter().chain(word.to_le_bytes())) {
+    for (to, from) in longer
+        .iter_mut()
+        .zip(body.into_iter().chain(word.to_le_bytes()))
+    {
         *to = from;
     }
     longer

@@ -63,17 +63,32 @@ impl VirtioPciDevice {
         bar_address: u64,
     ) -> io::Result<Arc<Self>> {
         let sizes = device.queue_max_sizes();
-        let valid_sizes = sizes.iter().all(|size| size.is_power_of_two() && *size <= queue::MAX_SIZE);
-        let count = u16::try_from(sizes.len()).ok().filter(|&count| count <= MAX_QUEUES);
-        let (Some(count), true) = (count, valid_sizes && bar_address.is_multiple_of(BAR_LEN)) else {
+        let valid_sizes = sizes
+            .iter()
+            .all(|size| size.is_power_of_two() && *size <= queue::MAX_SIZE);
+        let count = u16::try_from(sizes.len())
+            .ok()
+            .filter(|&count| count <= MAX_QUEUES);
+        let (Some(count), true) = (count, valid_sizes && bar_address.is_multiple_of(BAR_LEN))
+        else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let event = |_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new);
         let notify = (0..count).map(event).collect::<io::Result<Vec<_>>>()?;
         let interrupt = Arc::new(PciInterrupt::new(device.device_type(), count, msi));
-        let transport =
-            Transport::new(device, memory, bar_address, Arc::clone(&interrupt), notify.clone())?;
-        Ok(Arc::new(Self { bar_address, notify, interrupt, transport: Mutex::new(transport) }))
+        let transport = Transport::new(
+            device,
+            memory,
+            bar_address,
+            Arc::clone(&interrupt),
+            notify.clone(),
+        )?;
+        Ok(Arc::new(Self {
+            bar_address,
+            notify,
+            interrupt,
+            transport: Mutex::new(transport),
+        }))
     }
 
     /// Guest-physical address and length of the BAR.
@@ -88,7 +103,8 @@ impl VirtioPciDevice {
         let base = self.bar_address + layout::NOTIFY;
         let addresses = (base..).step_by(layout::NOTIFY_STRIDE as usize);
         let both = addresses.zip(&self.notify);
-        both.map(|(address, event)| Notifier { address, event }).collect()
+        both.map(|(address, event)| Notifier { address, event })
+            .collect()
     }
 
     /// Stops the device and keeps its queues; no access to guest memory after it returns.
@@ -127,7 +143,9 @@ impl VirtioPciDevice {
     }
 
     fn lock(&self) -> MutexGuard<'_, Transport> {
-        self.transport.lock().unwrap_or_else(PoisonError::into_inner)
+        self.transport
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -54,7 +54,14 @@ pub enum QueueError {
 impl QueueConfig {
     /// A disabled queue of `max_size`.
     pub fn new(max_size: u16) -> Self {
-        Self { max_size, size: max_size, enabled: false, descriptors: 0, available: 0, used: 0 }
+        Self {
+            max_size,
+            size: max_size,
+            enabled: false,
+            descriptors: 0,
+            available: 0,
+            used: 0,
+        }
     }
 
     /// Takes the driver's choice of a size; an invalid one leaves the queue as it was.
@@ -123,7 +130,13 @@ mod tests {
         let last = (0x4000 - len) & !3;
         let at = |used| QueueConfig { used, ..VALID }.activate(&memory, false, Position::default());
         assert!(at(last).is_ok());
-        assert!(matches!(at(last + 4), Err(QueueError::OutOfMemory { ring: "used ring", .. })));
+        assert!(matches!(
+            at(last + 4),
+            Err(QueueError::OutOfMemory {
+                ring: "used ring",
+                ..
+            })
+        ));
         assert!(at(u64::MAX - 3).is_err());
     }
 
@@ -131,19 +144,41 @@ mod tests {
     fn unset_and_misaligned_rings_are_refused() {
         let memory = guest_memory(0x4000);
         for wrong in [
-            QueueConfig { available: 0, ..VALID },
-            QueueConfig { descriptors: 0x1008, ..VALID },
-            QueueConfig { available: 0x2001, ..VALID },
-            QueueConfig { used: 0x3002, ..VALID },
+            QueueConfig {
+                available: 0,
+                ..VALID
+            },
+            QueueConfig {
+                descriptors: 0x1008,
+                ..VALID
+            },
+            QueueConfig {
+                available: 0x2001,
+                ..VALID
+            },
+            QueueConfig {
+                used: 0x3002,
+                ..VALID
+            },
         ] {
-            assert!(wrong.activate(&memory, false, Position::default()).is_err(), "{wrong:?}");
+            assert!(
+                wrong.activate(&memory, false, Position::default()).is_err(),
+                "{wrong:?}"
+            );
         }
     }
 
     #[test]
     fn only_powers_of_two_up_to_the_maximum_are_sizes() {
         let mut queue = QueueConfig::new(256);
-        for (size, expected) in [(128, 128), (0, 128), (96, 128), (512, 128), (1, 1), (256, 256)] {
+        for (size, expected) in [
+            (128, 128),
+            (0, 128),
+            (96, 128),
+            (512, 128),
+            (1, 1),
+            (256, 256),
+        ] {
             queue.choose_size(size);
             assert_eq!(queue.size, expected);
         }

@@ -119,7 +119,11 @@ impl VirtioPciState {
     /// [`StateError::Decode`] and [`StateError::Version`].
     pub fn parse(bytes: &[u8]) -> Result<Self, StateError> {
         let state = Self::decode(bytes)?;
-        if state.version == VERSION { Ok(state) } else { Err(StateError::Version(state.version)) }
+        if state.version == VERSION {
+            Ok(state)
+        } else {
+            Err(StateError::Version(state.version))
+        }
     }
 }
 

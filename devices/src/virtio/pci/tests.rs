@@ -51,7 +51,12 @@ impl VirtioDevice for Probe {
     }
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let mut record = self.0.lock().unwrap();
-        if record.refuse || activation.queues.first().is_none_or(|queue| queue.index != 0) {
+        if record.refuse
+            || activation
+                .queues
+                .first()
+                .is_none_or(|queue| queue.index != 0)
+        {
             return Err(ActivateError::QueueMissing(0));
         }
         record.activations += 1;
@@ -86,17 +91,41 @@ impl Fixture {
         let memory = guest_memory(0x10000);
         let probe = Box::new(Probe(Arc::clone(&record)));
         let device = VirtioPciDevice::new(probe, Arc::clone(&memory), messages.clone(), BAR);
-        Self { device: device.unwrap(), record, messages, memory }
+        Self {
+            device: device.unwrap(),
+            record,
+            messages,
+            memory,
+        }
     }
 
     /// Memory space and bus mastering on, MSI-X on, vector `n` sends `0x40 + n`.
     fn enabled() -> Self {
         let fixture = Self::new();
         fixture.command(0b110);
-        fixture.device.write_config(fixture.capability(0x11, 0) + 2, &[0, 0x80]);
+        fixture
+            .device
+            .write_config(fixture.capability(0x11, 0) + 2, &[0, 0x80]);
         for vector in 0..3_u8 {
             let entry = 0x4000 + 16 * u64::from(vector);
-            let message = [0, 0, 0xe0, 0xfe, 0, 0, 0, 0, 0x40 + vector, 0, 0, 0, 0, 0, 0, 0];
+            let message = [
+                0,
+                0,
+                0xe0,
+                0xfe,
+                0,
+                0,
+                0,
+                0,
+                0x40 + vector,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+            ];
             for (word, bytes) in (0..).zip(message.chunks(4)) {
                 fixture.device.write(entry + 4 * word, bytes);
             }
@@ -199,7 +228,11 @@ fn capabilities_lead_to_every_structure_of_the_bar() {
         let at = fixture.capability(9, cfg_type);
         assert_eq!(fixture.config_u32(at + 8), offset);
     }
-    assert_eq!(fixture.config_u32(fixture.capability(9, 2) + 16), 4, "notify multiplier");
+    assert_eq!(
+        fixture.config_u32(fixture.capability(9, 2) + 16),
+        4,
+        "notify multiplier"
+    );
     let msix = fixture.capability(0x11, 0);
     assert_eq!(fixture.config_u32(msix) >> 16, 2, "three vectors");
     assert_eq!(fixture.config_u32(msix + 4), 0x4000);
@@ -214,8 +247,13 @@ fn a_driver_that_follows_the_steps_starts_the_device_with_its_queues() {
     assert_eq!(fixture.status(), 0xf);
     let record = fixture.record.lock().unwrap();
     let active = record.active.as_ref().unwrap();
-    assert_eq!(active.driver_features, VERSION_1 | EVENT_IDX | DEVICE_FEATURE);
-    let [first, second] = active.queues.as_slice() else { panic!("two queues") };
+    assert_eq!(
+        active.driver_features,
+        VERSION_1 | EVENT_IDX | DEVICE_FEATURE
+    );
+    let [first, second] = active.queues.as_slice() else {
+        panic!("two queues")
+    };
     assert_eq!((first.index, second.index), (0, 1));
     assert_eq!((first.queue.size(), first.queue.desc_table()), (8, 0x1000));
     assert!(second.queue.event_idx_enabled());
@@ -232,14 +270,22 @@ fn features_are_offered_in_halves_and_checked_when_accepted() {
     assert_eq!(offered, DEVICE_FEATURE | VERSION_1 | EVENT_IDX | 1 << 28);
     for wrong in [DEVICE_FEATURE, VERSION_1 | 1 << 6] {
         fixture.negotiate(wrong);
-        assert_eq!(fixture.status(), 0x3, "FEATURES_OK must not stick for {wrong:#x}");
+        assert_eq!(
+            fixture.status(),
+            0x3,
+            "FEATURES_OK must not stick for {wrong:#x}"
+        );
         fixture.device.write(STATUS, &[0xf]);
         assert_eq!(fixture.status(), 0x3, "nor DRIVER_OK after it");
         fixture.device.write(STATUS, &[0]);
     }
     fixture.negotiate(VERSION_1);
     fixture.set_features(offered);
-    assert_eq!(fixture.read(0x0c), 1_u32.to_le_bytes(), "final after FEATURES_OK");
+    assert_eq!(
+        fixture.read(0x0c),
+        1_u32.to_le_bytes(),
+        "final after FEATURES_OK"
+    );
 }
 
 #[test]
@@ -295,7 +341,11 @@ fn registers_of_a_started_queue_and_of_no_queue_do_not_change() {
     assert_eq!(fixture.read(0x18), [8, 0]);
     fixture.device.write(QUEUE_SELECT, &[2, 0]);
     fixture.device.write(0x1c, &[1, 0]);
-    assert_eq!(fixture.read(0x18), [0, 0], "size 0 means that there is no such queue");
+    assert_eq!(
+        fixture.read(0x18),
+        [0, 0],
+        "size 0 means that there is no such queue"
+    );
     assert_eq!(fixture.read(0x1c), [0, 0]);
 }
 
@@ -327,7 +377,17 @@ fn a_vector_that_does_not_exist_reads_back_as_none() {
 fn without_bus_mastering_the_device_stands_still_and_then_catches_up() {
     let fixture = Fixture::enabled();
     fixture.start();
-    let notify = Arc::clone(&fixture.record.lock().unwrap().active.as_ref().unwrap().queues[0].notify);
+    let notify = Arc::clone(
+        &fixture
+            .record
+            .lock()
+            .unwrap()
+            .active
+            .as_ref()
+            .unwrap()
+            .queues[0]
+            .notify,
+    );
     fixture.command(0b010);
     assert!(!fixture.is_active());
     assert_eq!(fixture.status(), 0xf);
@@ -335,7 +395,11 @@ fn without_bus_mastering_the_device_stands_still_and_then_catches_up() {
     fixture.command(0b110);
     assert!(fixture.is_active());
     assert_eq!(notify.read().unwrap(), 1, "the device looks at its rings");
-    assert_eq!(fixture.messages.take(), [0x41, 0x42], "and so does the driver");
+    assert_eq!(
+        fixture.messages.take(),
+        [0x41, 0x42],
+        "and so does the driver"
+    );
 }
 
 #[test]
@@ -376,7 +440,11 @@ fn the_bar_is_reachable_through_configuration_space() {
     fixture.device.write_config(at + 16, b"conf");
     assert_eq!(fixture.config_u32(at + 16).to_le_bytes(), *b"conf");
     access(0x12, 3);
-    assert_eq!(fixture.config_u32(at + 16), 0, "an impossible length does nothing");
+    assert_eq!(
+        fixture.config_u32(at + 16),
+        0,
+        "an impossible length does nothing"
+    );
 }
 
 #[test]
@@ -413,9 +481,15 @@ fn a_paused_device_goes_on_in_another_one_where_it_stood() {
     other.device.resume();
     let record = other.record.lock().unwrap();
     let active = record.active.as_ref().unwrap();
-    assert_eq!(active.driver_features, VERSION_1 | EVENT_IDX | DEVICE_FEATURE);
+    assert_eq!(
+        active.driver_features,
+        VERSION_1 | EVENT_IDX | DEVICE_FEATURE
+    );
     let queue = &active.queues[1].queue;
-    assert_eq!((queue.next_avail(), queue.next_used(), queue.size()), (5, 4, 8));
+    assert_eq!(
+        (queue.next_avail(), queue.next_used(), queue.size()),
+        (5, 4, 8)
+    );
     assert_eq!(record.restored, b"probe");
     assert_eq!(other.messages.take(), [0x41, 0x42]);
 }
@@ -432,7 +506,10 @@ fn interrupts_of_a_paused_device_stay_pending_in_its_state() {
     interrupt.config();
     assert!(fixture.messages.take().is_empty());
     let other = Fixture::new();
-    other.device.restore(&fixture.device.save().unwrap()).unwrap();
+    other
+        .device
+        .restore(&fixture.device.save().unwrap())
+        .unwrap();
     other.device.resume();
     assert_eq!(other.messages.take(), [0x40, 0x41, 0x42]);
 }
@@ -449,7 +526,10 @@ fn a_state_that_does_not_fit_is_refused() {
         change(&mut state);
         Fixture::new().device.restore(&state.encode_to_vec())
     };
-    assert!(matches!(wrong(&|state| state.version = 2), Err(StateError::Version(2))));
+    assert!(matches!(
+        wrong(&|state| state.version = 2),
+        Err(StateError::Version(2))
+    ));
     assert!(wrong(&|state| state.device_type = 1).is_err());
     assert!(wrong(&|state| state.driver_features = 1).is_err());
     assert!(wrong(&|state| state.queues.truncate(1)).is_err());
@@ -458,7 +538,10 @@ fn a_state_that_does_not_fit_is_refused() {
     assert!(wrong(&|state| state.queues[0].used = u64::MAX - 3).is_err());
     assert!(wrong(&|state| state.msix = None).is_err());
     assert!(wrong(&|_| {}).is_ok());
-    assert!(matches!(Fixture::new().device.restore(b"\xff"), Err(StateError::Decode(_))));
+    assert!(matches!(
+        Fixture::new().device.restore(b"\xff"),
+        Err(StateError::Decode(_))
+    ));
 }
 
 #[test]

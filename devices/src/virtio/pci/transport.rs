@@ -61,8 +61,9 @@ impl Transport {
         let common = CommonConfig::new(device.device_features(), device.queue_max_sizes());
         let mut config = ConfigSpace::new(identity(device.device_type()));
         config.set_bar(bar_address, BAR_LEN);
-        let (body, writable) =
-            interrupt.msix().capability(layout::MSIX_TABLE, layout::MSIX_PENDING);
+        let (body, writable) = interrupt
+            .msix()
+            .capability(layout::MSIX_TABLE, layout::MSIX_PENDING);
         let count = u16::try_from(notify.len()).map_err(io::Error::other)?;
         let no_room = || io::Error::other("no room for the capabilities");
         let msix_capability = config.add_capability(msix::CAPABILITY_ID, &body, &writable);
@@ -89,7 +90,9 @@ impl Transport {
     /// Reads from the BAR.
     pub fn read_bar(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        let Some((part, offset)) = layout::find(offset, data.len()) else { return };
+        let Some((part, offset)) = layout::find(offset, data.len()) else {
+            return;
+        };
         match part {
             Part::Common => self.common.read(offset, data, &self.interrupt),
             Part::Isr => {
@@ -106,7 +109,9 @@ impl Transport {
 
     /// Writes to the BAR.
     pub fn write_bar(&mut self, offset: u64, data: &[u8]) {
-        let Some((part, offset)) = layout::find(offset, data.len()) else { return };
+        let Some((part, offset)) = layout::find(offset, data.len()) else {
+            return;
+        };
         match part {
             Part::Common => match self.common.write(offset, data, &self.interrupt) {
                 Some(Request::Reset) => self.reset(),
@@ -123,7 +128,9 @@ impl Transport {
     /// Reads the function's configuration space.
     pub fn read_config(&mut self, offset: u16, data: &mut [u8]) {
         self.config.read(offset, data);
-        let Some((skip, access)) = self.access_at(offset) else { return };
+        let Some((skip, access)) = self.access_at(offset) else {
+            return;
+        };
         let mut word = [0; 4];
         if let Some(bytes) = word.get_mut(..access.len) {
             self.read_bar(access.offset, bytes);
@@ -202,11 +209,17 @@ impl Transport {
         common.driver_feature_select = state.driver_feature_select;
         common.queue_select = narrow(state.queue_select, "selected queue")?;
         let generation = narrow(state.generation, "generation")?;
-        self.interrupt.restore(narrow(state.isr, "interrupt status")?, generation, state.needs_reset);
-        self.interrupt.set_config_vector(narrow(state.config_vector, "vector")?);
+        self.interrupt.restore(
+            narrow(state.isr, "interrupt status")?,
+            generation,
+            state.needs_reset,
+        );
+        self.interrupt
+            .set_config_vector(narrow(state.config_vector, "vector")?);
         let mut positions = Vec::with_capacity(state.queues.len());
         for ((config, saved), index) in common.queues.iter_mut().zip(&state.queues).zip(0..) {
-            self.interrupt.set_queue_vector(index, narrow(saved.vector, "vector")?);
+            self.interrupt
+                .set_queue_vector(index, narrow(saved.vector, "vector")?);
             positions.push(restore_queue(config, saved)?);
         }
         if common.status & DRIVER_OK != 0 && !state.needs_reset {
@@ -221,10 +234,22 @@ impl Transport {
 
     fn check(&self, state: &VirtioPciState) -> Result<(), StateError> {
         let fits = [
-            (state.device_type == u32::from(self.device.device_type() as u16), "device type"),
-            (state.driver_features & !self.common.device_features == 0, "features"),
-            (state.queues.len() == self.common.queues.len(), "number of queues"),
-            (state.config.len() == self.config.registers().len(), "configuration space"),
+            (
+                state.device_type == u32::from(self.device.device_type() as u16),
+                "device type",
+            ),
+            (
+                state.driver_features & !self.common.device_features == 0,
+                "features",
+            ),
+            (
+                state.queues.len() == self.common.queues.len(),
+                "number of queues",
+            ),
+            (
+                state.config.len() == self.config.registers().len(),
+                "configuration space",
+            ),
         ];
         match fits.iter().find(|(fits, _)| !fits) {
             Some((_, what)) => Err(StateError::Mismatch(what)),
@@ -237,7 +262,10 @@ impl Transport {
     fn access_at(&self, offset: u16) -> Option<(usize, Access)> {
         let data = u16::from(self.access_capability) + Access::DATA;
         let skip = offset.checked_sub(data).filter(|skip| *skip < 4)?;
-        Some((usize::from(skip), Access::of(&self.config, self.access_capability)?))
+        Some((
+            usize::from(skip),
+            Access::of(&self.config, self.access_capability)?,
+        ))
     }
 
     /// Applies what the configuration space and the pause allow. Interrupts of a paused
@@ -250,7 +278,9 @@ impl Transport {
     }
 
     fn notify(&self, queue: u64) {
-        let event = usize::try_from(queue).ok().and_then(|queue| self.notify.get(queue));
+        let event = usize::try_from(queue)
+            .ok()
+            .and_then(|queue| self.notify.get(queue));
         if let Some(event) = event {
             // Fails only when the counter is full, and then the device is notified already.
             let _ = event.write(1);
@@ -278,7 +308,8 @@ impl Transport {
                 self.follow();
             }
             Err((index, error)) => {
-                self.interrupt.needs_reset(&format!("queue {index}: {error}"));
+                self.interrupt
+                    .needs_reset(&format!("queue {index}: {error}"));
             }
         }
     }
@@ -287,12 +318,22 @@ impl Transport {
     fn handles(&self, positions: &[Position]) -> Result<Vec<QueueHandle>, (usize, QueueError)> {
         let event_idx = self.common.has_feature(VIRTIO_RING_F_EVENT_IDX);
         let mut handles = Vec::new();
-        let queues = self.common.queues.iter().zip(&self.notify).zip(positions).zip(0..);
+        let queues = self
+            .common
+            .queues
+            .iter()
+            .zip(&self.notify)
+            .zip(positions)
+            .zip(0..);
         for (((config, notify), position), index) in queues {
             if config.enabled {
                 let queue = config.activate(&self.memory, event_idx, *position);
                 let queue = queue.map_err(|error| (usize::from(index), error))?;
-                handles.push(QueueHandle { index, queue, notify: Arc::clone(notify) });
+                handles.push(QueueHandle {
+                    index,
+                    queue,
+                    notify: Arc::clone(notify),
+                });
             }
         }
         Ok(handles)
@@ -361,7 +402,11 @@ fn identity(device_type: DeviceType) -> Identity {
         device,
         // 1 or higher says that the device is not a transitional one.
         revision: 1,
-        class: Class { base, sub, interface: 0 },
+        class: Class {
+            base,
+            sub,
+            interface: 0,
+        },
         subsystem_vendor: VENDOR,
         subsystem: device,
     }
