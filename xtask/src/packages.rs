@@ -14,6 +14,7 @@ const KERNEL: &[&str] = &[
     "cpio",
     "flex",
     "gcc",
+    "libc6-dev",
     "libelf-dev",
     "libssl-dev",
     "lz4",

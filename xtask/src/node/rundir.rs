@@ -156,17 +156,22 @@ impl RunDir {
     }
 }
 
-/// Builds the programs of this crate that run in the node and returns their folder.
+/// Builds the programs of this crate that run in the node and returns their folder: one of their own, because cargo lets only one
+/// process at a time into a target folder, and a node must not wait for someone's long build.
 fn build_node_programs() -> Result<PathBuf> {
     let step = Step::start("node programs");
+    let target = workspace::target().join("node/programs");
     let mut command = workspace::cargo();
-    command.args(["build", "--package", "podvisor-xtask"]);
+    command
+        .args(["build", "--package", "podvisor-xtask"])
+        .arg("--target-dir")
+        .arg(&target);
     for program in NODE_PROGRAMS {
         command.args(["--bin", program]);
     }
     process::run(&step, &mut command)?;
     step.done();
-    Ok(workspace::target().join("debug"))
+    Ok(target.join("debug"))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -79,10 +79,13 @@ fn unit() -> Result<()> {
         step.done();
         anyhow::Ok(())
     };
-    cargo_step("format", &["fmt", "--all", "--check"])?;
     let step = Step::start("dependency rules");
     dependencies::check()?;
     step.done();
+    cargo_step(
+        "format",
+        &["fmt", "--all", "--check", "--", "--color=never"],
+    )?;
     cargo_step(
         "lints",
         &[
