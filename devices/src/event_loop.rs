@@ -341,9 +341,8 @@ impl Loop {
     }
 }
 
-/// Drops a handler that panicked with `cause`.
+/// Drops a handler that panicked with `cause`, which the handler itself reports.
 fn bury(handler: Box<dyn Handler>, cause: &str) {
-    tracing::error!(cause, "a device's handler panicked");
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         handler.panicked(cause);
         drop(handler);

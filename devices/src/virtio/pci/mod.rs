@@ -1,6 +1,9 @@
 //! The modern virtio PCI transport (virtio 1.2, 4.1): one function with one BAR, which holds
 //! the virtio structures, the notification addresses and the MSI-X tables.
 //!
+//! Interrupts are MSI-X only: the function has no interrupt pin, so a guest that refuses
+//! message-signalled interrupts has to poll.
+//!
 //! A device serves its queues while three things hold: its driver has set `DRIVER_OK`, the
 //! function is a bus master, and the machine is not paused. Whenever one of them ends, the
 //! device is stopped and its queues are kept for the time all three hold again.
