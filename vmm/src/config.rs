@@ -34,8 +34,8 @@ pub struct VmConfig {
     pub devices: Vec<DeviceSlot>,
 }
 
-/// Takes console output. Called on the thread of the processor that writes, which waits.
-pub type ConsoleOutput = Box<dyn Fn(&[u8]) + Send + Sync>;
+/// Takes console output, byte by byte. Called on the thread of the processor that writes, which waits.
+pub type ConsoleOutput = Box<dyn Fn(u8) + Send + Sync>;
 
 /// One PCI device of a machine.
 pub struct DeviceSlot {

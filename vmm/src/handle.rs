@@ -1,5 +1,6 @@
 //! A machine as its owner sees it.
 
+use std::io;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -21,11 +22,17 @@ pub struct VmHandle {
 }
 
 /// Why an order was not carried out.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Debug, Error)]
 pub enum OrderError {
     /// The machine has ended.
     #[error("the VM has ended")]
     Ended,
+    /// The machine was built without a power button.
+    #[error("the VM has no power button")]
+    NoPowerButton,
+    /// The interrupt of the power button cannot be raised.
+    #[error("cannot interrupt the guest")]
+    Interrupt(#[source] io::Error),
 }
 
 impl Vm {
@@ -67,6 +74,22 @@ impl VmHandle {
         if self.machine.control.order_run() { Ok(()) } else { Err(OrderError::Ended) }
     }
 
+    /// Presses the power button: a guest that listens shuts itself down.
+    ///
+    /// # Errors
+    /// [`OrderError::NoPowerButton`] without one, [`OrderError::Interrupt`] when the guest
+    /// cannot be told.
+    pub fn power_button(&self) -> Result<(), OrderError> {
+        let pressed = self.machine.platform.press_power_button();
+        pressed.ok_or(OrderError::NoPowerButton)?.map_err(OrderError::Interrupt)
+    }
+
+    /// Types `bytes` on the console and tells how many were taken; the rest did not fit.
+    #[must_use]
+    pub fn console_input(&self, bytes: &[u8]) -> usize {
+        self.machine.platform.serial().map_or(0, |serial| serial.input(bytes))
+    }
+
     /// Ends the machine without asking the guest.
     pub fn stop(&self) {
         self.machine.control.order_end(EndReason::Killed);
@@ -82,7 +105,7 @@ impl VmHandle {
     /// The console's last output, at most 64 KiB.
     #[must_use]
     pub fn console_tail(&self) -> Vec<u8> {
-        (self.machine.platform.console_tail())()
+        self.machine.platform.console().tail()
     }
 
     /// When the steps of the start were done.

@@ -19,10 +19,11 @@ mod platform;
 mod timeline;
 mod vcpu;
 
-pub use config::{Console, DeviceSlot, KernelArgs, MemorySize, Vcpus, VmConfig};
+pub use config::{Console, ConsoleOutput, DeviceSlot, KernelArgs, MemorySize, Vcpus, VmConfig};
 pub use event::{EndReason, EventSink, VmEvent};
 pub use handle::{OrderError, Vm, VmHandle};
 pub use machine::StartError;
 pub use pci::PciError;
+pub use platform::PlatformError;
 pub use timeline::Phase;
 pub use vcpu::{ExitCounts, StatsError};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VmFd};
 use podvisor_devices::interrupt::MsiSink;
+use podvisor_devices::legacy::MachineEvent;
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryError};
 
@@ -19,7 +20,7 @@ use crate::exit::Buses;
 use crate::host::{self, HostError};
 use crate::memory::{GuestRam, MemoryError};
 use crate::pci::{PciDevices, PciError};
-use crate::platform::Platform;
+use crate::platform::{Platform, PlatformConfig, PlatformError};
 use crate::timeline::Timeline;
 use crate::vcpu::{Control, StatsError, VcpuCell, VcpuContext, VcpuThreads, prepare_signal};
 
@@ -35,6 +36,9 @@ pub enum StartError {
     /// Kernel or initial image could not be loaded.
     #[error("cannot load the guest")]
     Load(#[from] LoadError),
+    /// The platform devices could not be set up.
+    #[error("cannot set up the platform")]
+    Platform(#[from] PlatformError),
     /// The PCI devices could not be set up.
     #[error("cannot set up the PCI devices")]
     Pci(#[from] PciError),
@@ -172,8 +176,13 @@ impl Parts {
         timeline.done("vcpus_created");
         let control = Arc::new(Control::new(usize::from(config.vcpus.get())));
         let buses = Arc::new(Buses::default());
-        let end = ender(&control, &threads);
-        let platform = Platform::place(&buses.ports, config.console_output, end);
+        let platform = PlatformConfig {
+            console: config.console,
+            output: config.console_output,
+            power_button: config.power_button,
+        };
+        let requests = on_request(&control, &threads);
+        let platform = Platform::place(platform, &vm, &buses.ports, requests)?;
         let msi: Arc<dyn MsiSink> = Arc::new(KvmMsi::new(Arc::clone(&vm)));
         let pci = PciDevices::place(config.devices, &vm, ram.guest_memory(), &msi, &buses.mmio)?;
         timeline.done("devices_placed");
@@ -197,7 +206,7 @@ impl Parts {
             buses: self.buses,
             threads: Arc::clone(&self.threads),
             events: self.events,
-            console_tail: self.platform.console_tail(),
+            console: Arc::clone(self.platform.console()),
         };
         // From here on the machine's drop ends what has been started.
         let machine = Machine {
@@ -216,13 +225,19 @@ impl Parts {
     }
 }
 
-/// What devices call to end the machine.
-fn ender(control: &Arc<Control>, threads: &Arc<VcpuThreads>) -> Box<dyn Fn(EndReason) + Send + Sync> {
-    let (control, threads) = (Arc::clone(control), Arc::clone(threads));
-    Box::new(move |reason| {
-        control.order_end(reason);
-        threads.kick();
-    })
+/// Ends the machine when its guest asks for it. Holds the threads weakly: they hold the
+/// devices that hold this.
+fn on_request(control: &Arc<Control>, threads: &Arc<VcpuThreads>) -> impl Fn(MachineEvent) + Send + Sync + 'static {
+    let (control, threads) = (Arc::clone(control), Arc::downgrade(threads));
+    move |request| {
+        control.order_end(match request {
+            MachineEvent::PowerOff => EndReason::Shutdown,
+            MachineEvent::AcpiReset | MachineEvent::KeyboardReset => EndReason::Reset,
+        });
+        if let Some(threads) = threads.upgrade() {
+            threads.kick();
+        }
+    }
 }
 
 fn create_vcpus(kvm: &Kvm, vm: &VmFd, config: &VmConfig) -> Result<Vec<VcpuCell>, StartError> {

@@ -1,56 +1,145 @@
-//! TEMPORARY until devices::legacy exists.
-use std::sync::{Arc, Mutex};
+//! The devices that are not on PCI: serial console, ACPI registers, keyboard controller's reset
+//! line and the generic event device.
 
-use podvisor_devices::bus::{Bus, BusDevice};
+use std::io;
+use std::sync::Arc;
 
-use crate::arch::layout;
-use crate::config::ConsoleOutput;
-use crate::event::EndReason;
+use kvm_ioctls::VmFd;
+use podvisor_devices::bus::{Bus, BusDevice, BusError};
+use podvisor_devices::interrupt::IrqLine;
+use podvisor_devices::legacy::{
+    AcpiPm, ConsoleLog, Ged, GedEvent, I8042, MachineEvent, MachineEvents, Serial, SerialSink,
+};
+use thiserror::Error;
+use tracing::debug;
 
+use crate::arch::irqchip::KvmLine;
+use crate::arch::layout::{self, Range};
+use crate::config::{Console, ConsoleOutput};
+
+/// Why the platform devices could not be set up.
+#[derive(Debug, Error)]
+pub enum PlatformError {
+    /// A port range is taken; a defect of the memory map.
+    #[error("a platform device has no place")]
+    Place(#[from] BusError),
+    /// KVM or the host refuses an interrupt line.
+    #[error("cannot wire interrupt line {gsi}")]
+    Line {
+        /// The line.
+        gsi: u32,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+/// What the platform shall have.
+pub(crate) struct PlatformConfig {
+    pub(crate) console: Console,
+    pub(crate) output: Option<ConsoleOutput>,
+    pub(crate) power_button: bool,
+}
+
+/// A machine's platform devices.
 pub(crate) struct Platform {
-    tail: Arc<Mutex<Vec<u8>>>,
-}
-
-struct Port {
-    tail: Arc<Mutex<Vec<u8>>>,
-    output: Option<ConsoleOutput>,
-}
-impl BusDevice for Port {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(if offset == 5 { 0x60 } else { 0 });
-    }
-    fn write(&self, offset: u64, data: &[u8]) {
-        if offset == 0 {
-            self.tail.lock().unwrap().extend_from_slice(data);
-            if let Some(output) = &self.output {
-                output(data);
-            }
-        }
-    }
-}
-struct Acpi(Box<dyn Fn(EndReason) + Send + Sync>);
-impl BusDevice for Acpi {
-    fn read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0);
-    }
-    fn write(&self, offset: u64, _: &[u8]) {
-        match offset {
-            0 => (self.0)(EndReason::Shutdown),
-            2 => (self.0)(EndReason::Reset),
-            _ => {}
-        }
-    }
+    console: Arc<ConsoleLog>,
+    serial: Option<Arc<Serial>>,
+    events: Option<Arc<Ged>>,
 }
 
 impl Platform {
-    pub(crate) fn place(ports: &Bus, output: Option<ConsoleOutput>, end: Box<dyn Fn(EndReason) + Send + Sync>) -> Self {
-        let tail = Arc::new(Mutex::new(Vec::new()));
-        ports.insert(layout::PORT_SERIAL.base, layout::PORT_SERIAL.len, Arc::new(Port { tail: tail.clone(), output })).unwrap();
-        ports.insert(layout::PORT_ACPI.base, layout::PORT_ACPI.len, Arc::new(Acpi(end))).unwrap();
-        Self { tail }
+    /// Places the devices on `ports`; what the guest asks of the machine goes to `requests`.
+    pub(crate) fn place(
+        config: PlatformConfig,
+        vm: &VmFd,
+        ports: &Bus,
+        requests: impl Fn(MachineEvent) + Send + Sync + 'static,
+    ) -> Result<Self, PlatformError> {
+        let requests: MachineEvents = Arc::new(requests);
+        insert(ports, layout::PORT_ACPI, Arc::new(AcpiPm::new(Arc::clone(&requests))))?;
+        insert(ports, layout::PORT_I8042, Arc::new(I8042::new(requests)))?;
+        let console = ConsoleLog::new(Box::new(|line| debug!(target: "guest", "{line}")));
+        let serial = match config.console {
+            Console::Off => None,
+            Console::Log => Some(place_serial(ports, Arc::new(NoLine), &console, config.output)?),
+            Console::Terminal => {
+                let line = line(vm, layout::GSI_SERIAL)?;
+                Some(place_serial(ports, line, &console, config.output)?)
+            }
+        };
+        let events = if config.power_button {
+            let device = Arc::new(Ged::new(line(vm, layout::GSI_EVENTS)?));
+            insert(ports, layout::PORT_EVENTS, device.clone())?;
+            Some(device)
+        } else {
+            None
+        };
+        Ok(Self { console, serial, events })
     }
-    pub(crate) fn console_tail(&self) -> Arc<dyn Fn() -> Vec<u8> + Send + Sync> {
-        let tail = self.tail.clone();
-        Arc::new(move || tail.lock().unwrap().clone())
+
+    /// The console's last output.
+    pub(crate) fn console(&self) -> &Arc<ConsoleLog> {
+        &self.console
+    }
+
+    /// The serial port, if there is one.
+    pub(crate) fn serial(&self) -> Option<&Serial> {
+        self.serial.as_deref()
+    }
+
+    /// The event register, if there is one.
+    pub(crate) fn events(&self) -> Option<&Ged> {
+        self.events.as_deref()
+    }
+
+    /// Presses the power button. `None` when there is none.
+    pub(crate) fn press_power_button(&self) -> Option<io::Result<()>> {
+        self.events.as_ref().map(|events| events.raise(GedEvent::PowerButton))
+    }
+}
+
+fn insert(ports: &Bus, range: Range, device: Arc<dyn BusDevice>) -> Result<(), BusError> {
+    ports.insert(range.base, range.len, device)
+}
+
+fn line(vm: &VmFd, gsi: u32) -> Result<Arc<dyn IrqLine>, PlatformError> {
+    let line = KvmLine::new(vm, gsi).map_err(|source| PlatformError::Line { gsi, source })?;
+    Ok(Arc::new(line))
+}
+
+fn place_serial(
+    ports: &Bus,
+    line: Arc<dyn IrqLine>,
+    console: &Arc<ConsoleLog>,
+    output: Option<ConsoleOutput>,
+) -> Result<Arc<Serial>, BusError> {
+    let sink: Arc<dyn SerialSink> = match output {
+        Some(output) => Arc::new(Tee { console: Arc::clone(console), output }),
+        None => console.clone(),
+    };
+    let serial = Arc::new(Serial::new(line, sink, Box::new(|| {})));
+    insert(ports, layout::PORT_SERIAL, serial.clone())?;
+    Ok(serial)
+}
+
+/// The line of a port that has none.
+struct NoLine;
+
+impl IrqLine for NoLine {
+    fn trigger(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Console output that is kept and handed on.
+struct Tee {
+    console: Arc<ConsoleLog>,
+    output: ConsoleOutput,
+}
+
+impl SerialSink for Tee {
+    fn put(&self, byte: u8) {
+        self.console.put(byte);
+        (self.output)(byte);
     }
 }

@@ -6,12 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use podvisor_devices::legacy::ConsoleLog;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::cell::VcpuCell;
 use super::control::Control;
 use crate::confine::{self, ThreadKind};
-use crate::event::{EndReason, EventSink};
+use crate::event::{EndReason, EventSink, VmEvent};
 use crate::exit::{Buses, Exit, Next, dispatch};
 
 /// What a processor's thread works with.
@@ -20,8 +21,8 @@ pub(crate) struct VcpuContext {
     pub(crate) buses: Arc<Buses>,
     pub(crate) threads: Arc<VcpuThreads>,
     pub(crate) events: Arc<EventSink>,
-    /// The console's last output, to tell a panic from a reset.
-    pub(crate) console_tail: Arc<dyn Fn() -> Vec<u8> + Send + Sync>,
+    /// Its last output tells a panic from a reset.
+    pub(crate) console: Arc<ConsoleLog>,
 }
 
 /// All processors' cells and threads: what it takes to interrupt them.
@@ -106,9 +107,9 @@ fn run_thread(context: &VcpuContext, index: usize) {
         context.control.order_end(reason);
         context.threads.kick();
     }
-    let refine = |reason: EndReason| reason.classified(&(context.console_tail)());
+    let refine = |reason: EndReason| reason.classified(&context.console.tail());
     if let Some(reason) = context.control.leave(refine) {
-        (context.events)(crate::event::VmEvent::Ended(reason));
+        (context.events)(VmEvent::Ended(reason));
     }
 }
 

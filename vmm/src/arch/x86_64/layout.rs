@@ -14,6 +14,7 @@
 //! 384 GiB      64-bit PCI window, up to what 39 address bits reach
 //! ```
 
+use podvisor_devices::legacy::{acpi_pm, ged, i8042, serial};
 use vm_memory::GuestAddress;
 
 /// Version of this map; a saved machine names the one it was built on.
@@ -105,13 +106,13 @@ pub const KVM_TSS: Range = Range::new(0xfffb_d000, 3 * PAGE_SIZE);
 // Ports.
 
 /// First serial port (ttyS0).
-pub const PORT_SERIAL: Range = Range::new(0x3f8, 8);
+pub const PORT_SERIAL: Range = Range::new(0x3f8, serial::LEN);
 /// Keyboard controller; answers only as far as a reset through it needs.
-pub const PORT_I8042: Range = Range::new(0x60, 5);
+pub const PORT_I8042: Range = Range::new(0x60, i8042::LEN);
 /// ACPI sleep control, sleep status and reset registers of hardware-reduced ACPI.
-pub const PORT_ACPI: Range = Range::new(0x600, 4);
+pub const PORT_ACPI: Range = Range::new(0x600, acpi_pm::LEN);
 /// The generic event device's event register.
-pub const PORT_EVENTS: Range = Range::new(0x610, 4);
+pub const PORT_EVENTS: Range = Range::new(0x610, ged::LEN);
 
 /// Sleep control register (ACPI 6.5, section 4.8.3.7).
 pub const PORT_SLEEP_CONTROL: u16 = 0x600;
@@ -119,8 +120,6 @@ pub const PORT_SLEEP_CONTROL: u16 = 0x600;
 pub const PORT_SLEEP_STATUS: u16 = 0x601;
 /// Reset register (ACPI 6.5, section 4.8.3.6).
 pub const PORT_RESET: u16 = 0x602;
-/// The event register's bit for a press of the power button.
-pub const EVENT_POWER_BUTTON: u32 = 1 << 0;
 
 // The same facts in the widths that ACPI tables carry.
 
@@ -145,8 +144,9 @@ pub const PCI_WINDOW_32_FIRST: u32 = 0xc000_0000;
 /// [`PCI_WINDOW_32`]'s last address.
 pub const PCI_WINDOW_32_LAST: u32 = 0xdfff_ffff;
 
-const _: () = assert!(PORT_SLEEP_CONTROL as u64 == PORT_ACPI.base);
-const _: () = assert!((PORT_RESET as u64) < PORT_ACPI.end());
+const _: () = assert!(PORT_SLEEP_CONTROL as u64 == PORT_ACPI.base + acpi_pm::SLEEP_CONTROL);
+const _: () = assert!(PORT_SLEEP_STATUS as u64 == PORT_ACPI.base + acpi_pm::SLEEP_STATUS);
+const _: () = assert!(PORT_RESET as u64 == PORT_ACPI.base + acpi_pm::RESET);
 const _: () = assert!(PORT_SERIAL_BASE as u64 == PORT_SERIAL.base);
 const _: () = assert!(PORT_SERIAL_LEN as u64 == PORT_SERIAL.len);
 const _: () = assert!(PORT_EVENTS_BASE as u64 == PORT_EVENTS.base);

@@ -7,13 +7,12 @@ use acpi_tables::aml::{
     Name, Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Store, ZERO,
 };
 use acpi_tables::sdt::Sdt;
+use podvisor_devices::legacy::{GedEvent, acpi_pm};
 
 use super::{AcpiConfig, DSDT_REVISION, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::arch::layout;
 
 const HEADER_LEN: u32 = 36;
-/// `SLP_TYP` of the sleeping state S5, soft off.
-const SLEEP_TYPE_OFF: u8 = 5;
 /// "Status changed" of a button device (ACPI 6.5, table 5.170).
 const NOTIFY_BUTTON: u8 = 0x80;
 
@@ -45,7 +44,7 @@ impl Aml for Table {
 }
 
 fn soft_off(aml: &mut Vec<u8>) {
-    let package = Package::new(vec![&SLEEP_TYPE_OFF]);
+    let package = Package::new(vec![&acpi_pm::SLEEP_TYPE_S5]);
     Name::new(Path::new("_S5_"), &package).to_aml_bytes(aml);
 }
 
@@ -139,7 +138,7 @@ fn event_device(aml: &mut Vec<u8>) {
                 true,
                 vec![
                     &Store::new(&Local(0), &events),
-                    &And::new(&Local(1), &Local(0), &layout::EVENT_POWER_BUTTON),
+                    &And::new(&Local(1), &Local(0), &(GedEvent::PowerButton as u32)),
                     &If::new(&Local(1), vec![&Notify::new(&button, &NOTIFY_BUTTON)]),
                 ],
             ),

@@ -11,6 +11,7 @@ use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use podvisor_devices::GuestMemory;
+use podvisor_devices::legacy::acpi_pm;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -26,9 +27,6 @@ const DSDT_REVISION: u8 = 6;
 const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
 const BOOT_ARCH_NO_ASPM: u16 = 1 << 4;
 const BOOT_ARCH_NO_RTC: u16 = 1 << 5;
-
-/// The value that resets the machine when it is written to the reset register.
-pub const RESET_VALUE: u8 = 1;
 
 /// What the tables describe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +136,7 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.sleep_control_reg = register(layout::PORT_SLEEP_CONTROL);
     fadt.sleep_status_reg = register(layout::PORT_SLEEP_STATUS);
     fadt.reset_reg = register(layout::PORT_RESET);
-    fadt.reset_value = RESET_VALUE;
+    fadt.reset_value = acpi_pm::RESET_VALUE;
     fadt.finalize()
 }
 
