@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use fuse_backend_rs::api::server::Server;
 use thiserror::Error;
 
-use super::exports::{Exports, Tree};
+use super::exports::Exports;
+use super::fuse::FuseServer;
 use super::pool::{Pool, ThreadStart};
 use super::session::Session;
 use crate::virtio::{ActivateError, Activation, DeviceType, QueueHandle, VirtioDevice};
@@ -88,7 +88,7 @@ pub struct VirtioFs {
     queue_sizes: Vec<u16>,
     /// The configuration space: tag and number of request queues (virtio 1.2, 5.11.4).
     config: [u8; TAG_LEN + 4],
-    server: Arc<Server<Arc<Tree>>>,
+    server: Arc<FuseServer>,
     pool: Pool,
 }
 
@@ -119,7 +119,7 @@ impl VirtioFs {
         Ok(Self {
             queue_sizes: vec![QUEUE_SIZE; 1 + usize::from(config.request_queues)],
             config: space,
-            server: Arc::new(Server::new(exports.tree())),
+            server: Arc::new(FuseServer::new(exports)),
             pool: Pool::start(config.threads, on_start).map_err(FsError::Start)?,
         })
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, syncfs};
 
 use super::attr::{FileStat, Identity, guest_ino};
 use super::file_handle::{FileHandle, MountedHandle};
@@ -58,6 +58,7 @@ pub(super) struct Export {
     pub options: ExportOptions,
     root: OwnedFd,
     root_identity: Identity,
+    root_kind: u32,
     /// Mounts met below the root, by mount ID, each with a file to open handles through where
     /// its file system has handles.
     mounts: Mutex<HashMap<u64, Option<Arc<File>>>>,
@@ -81,14 +82,15 @@ impl Export {
         options: ExportOptions,
         volume_counter: Arc<AtomicU64>,
     ) -> io::Result<(Self, mpsc::Receiver<Infallible>)> {
-        let root_identity = FileStat::of(&root)?.identity();
+        let stat = FileStat::of(&root)?;
         let (alive, gone) = mpsc::channel();
         let export = Self {
             id,
             name: name.to_owned(),
             options,
             root,
-            root_identity,
+            root_identity: stat.identity(),
+            root_kind: stat.kind(),
             mounts: Mutex::default(),
             volumes: Mutex::default(),
             volume_counter,
@@ -134,6 +136,19 @@ impl Export {
         Ok(())
     }
 
+    /// Writes back what the root's file system has pending.
+    ///
+    /// # Errors
+    /// Those of syncfs(2): an earlier write failed.
+    pub fn sync(&self, proc_fd: &ProcFd) -> io::Result<()> {
+        if !has_plain_opening(self.root_kind) {
+            return Ok(());
+        }
+        Ok(syncfs(
+            proc_fd.reopen(&self.root, OFlags::RDONLY | OFlags::NONBLOCK)?,
+        )?)
+    }
+
     /// The volume number of a device below this export, a new one for a new device.
     pub fn volume(&self, dev: u64) -> u64 {
         let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,8 +179,7 @@ impl Export {
         if let Some(known) = mounts.get(&mount_id) {
             return Ok(known.clone().map(|mount| MountedHandle { handle, mount }));
         }
-        // Opening anything else than these would have effects of its own.
-        if !matches!(stat.kind(), libc::S_IFREG | libc::S_IFDIR) {
+        if !has_plain_opening(stat.kind()) {
             return Ok(None);
         }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
@@ -174,4 +188,9 @@ impl Export {
         mounts.insert(mount_id, mount.clone());
         Ok(mount.map(|mount| MountedHandle { handle, mount }))
     }
+}
+
+/// Whether files of this type can be opened for reading without other effects.
+fn has_plain_opening(kind: u32) -> bool {
+    matches!(kind, libc::S_IFREG | libc::S_IFDIR)
 }

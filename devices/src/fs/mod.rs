@@ -15,6 +15,7 @@ mod export;
 mod exports;
 mod file_handle;
 mod filesystem;
+mod fuse;
 mod handles;
 mod inode;
 mod inodes;

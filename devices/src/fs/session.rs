@@ -1,29 +1,22 @@
 //! The queues between a driver's DRIVER_OK and its reset, and the requests on them.
 
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fuse_backend_rs::abi::fuse_abi::{InHeader, OutHeader};
-use fuse_backend_rs::api::server::Server;
-use fuse_backend_rs::transport::{Reader, VirtioFsWriter, Writer};
-use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
-use vm_memory::{ByteValued, GuestMemoryMmap};
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
 
-use super::exports::Tree;
+use super::fuse::{Chain, FuseServer};
 use crate::GuestMemory;
 use crate::virtio::{Activation, QueueHandle, VirtioInterrupt};
-
-/// One request of the driver.
-type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap<()>>;
 
 /// Queues being served.
 pub(super) struct Session {
     memory: GuestMemory,
     queues: Vec<ServedQueue>,
     interrupt: Arc<dyn VirtioInterrupt>,
-    server: Arc<Server<Arc<Tree>>>,
+    server: Arc<FuseServer>,
     stopping: AtomicBool,
 }
 
@@ -40,7 +33,7 @@ pub(super) struct Request<'m> {
 
 impl Session {
     /// Serves what the driver has set up.
-    pub fn new(activation: Activation, server: Arc<Server<Arc<Tree>>>) -> Self {
+    pub fn new(activation: Activation, server: Arc<FuseServer>) -> Self {
         let served = |handle: QueueHandle| ServedQueue {
             index: handle.index,
             handle: Mutex::new(handle),
@@ -125,7 +118,9 @@ impl Session {
     pub fn serve(&self, request: Request<'_>) {
         let Request { queue, chain } = request;
         let head = chain.head_index();
-        let Ok(written) = catch_unwind(AssertUnwindSafe(|| self.answer(chain))) else {
+        let Ok(written) = catch_unwind(AssertUnwindSafe(|| {
+            self.server.answer(self.memory.as_ref(), chain)
+        })) else {
             self.fail("a request panicked");
             return;
         };
@@ -136,25 +131,6 @@ impl Session {
             Ok(true) => self.interrupt.queue(queue.index),
             Ok(false) => {}
             Err(error) => self.fail(&error.to_string()),
-        }
-    }
-
-    /// Has the request answered into its buffers; how many bytes the answer has.
-    fn answer(&self, chain: Chain<'_>) -> u32 {
-        let memory = self.memory.as_ref();
-        let buffers = (
-            Reader::from_descriptor_chain(memory, chain.clone()),
-            VirtioFsWriter::new(memory, chain.clone()),
-        );
-        let (Ok(reader), Ok(writer)) = buffers else {
-            return 0;
-        };
-        match self
-            .server
-            .handle_message(reader, Writer::VirtioFs(writer), None, None)
-        {
-            Ok(written) => u32::try_from(written).unwrap_or(u32::MAX),
-            Err(_) => refuse(memory, chain).unwrap_or(0),
         }
     }
 
@@ -187,20 +163,4 @@ fn announce_next(
         let _ = handle.notify.write(1);
     }
     Ok(())
-}
-
-/// Answers a message that is no FUSE request with EIO, where it has a header and room at all, so
-/// that whoever waits for it in the guest goes on.
-fn refuse(memory: &GuestMemoryMmap<()>, chain: Chain<'_>) -> Option<u32> {
-    let mut reader = Reader::from_descriptor_chain(memory, chain.clone()).ok()?;
-    let header: InHeader = reader.read_obj().ok()?;
-    let mut writer = VirtioFsWriter::new(memory, chain).ok()?;
-    let len = u32::try_from(size_of::<OutHeader>()).ok()?;
-    let answer = OutHeader {
-        len,
-        error: -libc::EIO,
-        unique: header.unique,
-    };
-    writer.write_all(answer.as_slice()).ok()?;
-    Some(len)
 }

@@ -11,7 +11,8 @@ use fuse_backend_rs::abi::fuse_abi::{
 };
 use fuse_backend_rs::api::filesystem::{Context, Entry, ZeroCopyReader, ZeroCopyWriter};
 use rustix::fs::{
-    FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fdatasync, fsync, openat, seek,
+    FallocateFlags, Mode, OFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fsync, openat,
+    seek,
 };
 
 use super::super::credentials::{as_caller, without_fsetid};
@@ -30,6 +31,10 @@ const PASSED: OFlags = OFlags::RWMODE
     .union(OFlags::TRUNC)
     .union(OFlags::SYNC)
     .union(OFlags::DSYNC);
+
+/// The longest piece copied by one request in bytes: a thread is busy with it for a while, and a
+/// pause of the machine waits for that.
+const COPY_LEN_MAX: u64 = 64 << 20;
 
 /// `FOPEN_NOFLUSH` of linux/fuse.h (7.35): no FUSE_FLUSH when the guest closes the file.
 const FOPEN_NOFLUSH: u32 = 1 << 5;
@@ -175,6 +180,35 @@ impl Tree {
         let opened = self.files.get(handle)?;
         let mode = FallocateFlags::from_bits(mode).ok_or_else(|| errno(libc::EOPNOTSUPP))?;
         Ok(fallocate(&opened.file, mode, offset, length)?)
+    }
+
+    /// FUSE_COPY_FILE_RANGE between open files at offsets: how many bytes were copied.
+    pub(in super::super) fn copy_file_range(
+        &self,
+        (from, mut from_offset): (u64, u64),
+        (to, mut to_offset): (u64, u64),
+        len: u64,
+    ) -> io::Result<u32> {
+        let (from, to) = (self.files.get(from)?, self.files.get(to)?);
+        let len = usize::try_from(len.min(COPY_LEN_MAX)).unwrap_or(usize::MAX);
+        let copied = copy_file_range(
+            &from.file,
+            Some(&mut from_offset),
+            &to.file,
+            Some(&mut to_offset),
+            len,
+        )?;
+        u32::try_from(copied).map_err(|_| errno(libc::EOVERFLOW))
+    }
+
+    /// FUSE_SYNCFS: writes back what the file systems of all exports have pending.
+    pub(in super::super) fn sync_exports(&self) -> io::Result<()> {
+        for export in self.exports_after(0) {
+            if !export.options.read_only {
+                export.sync(&self.proc_fd)?;
+            }
+        }
+        Ok(())
     }
 
     /// FUSE_LSEEK, which a guest's kernel sends for data and holes only.

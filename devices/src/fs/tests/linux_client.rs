@@ -273,14 +273,28 @@ fn another_users_files_are_theirs_and_checked_by_group() {
         Command::new("setpriv")
             .args(setpriv)
             .arg(file)
-            .status()
+            .output()
             .unwrap()
+            .status
             .success()
     };
     assert!(touch("5000", "allowed"));
     assert!(!touch("5001", "refused"));
     let metadata = fs::metadata(mount.host("shared/allowed")).unwrap();
     assert_eq!((metadata.uid(), metadata.gid()), (1001, 5000));
+}
+
+#[test]
+fn ranges_are_copied_on_the_host_and_file_systems_synced() {
+    let mount = Mount::new(CachePolicy::Always);
+    let content: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    fs::write(mount.guest("from"), &content).unwrap();
+    let from = File::open(mount.guest("from")).unwrap();
+    let to = File::create(mount.guest("to")).unwrap();
+    let copied = rustix::fs::copy_file_range(&from, None, &to, None, content.len()).unwrap();
+    assert_eq!(copied, content.len());
+    assert_eq!(fs::read(mount.host("to")).unwrap(), content);
+    rustix::fs::syncfs(&to).unwrap();
 }
 
 #[test]

@@ -38,7 +38,8 @@ struct Guest {
 impl Guest {
     fn new(driver_features: u64) -> Self {
         let exports = Exports::new().unwrap();
-        let directory = tempfile::tempdir().unwrap();
+        // In memory: some of these tests have the file system synced again and again.
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
         let options = ExportOptions {
             read_only: false,
             cache: CachePolicy::Always,
@@ -61,12 +62,12 @@ impl Guest {
     }
 
     /// The bytes of a request with correct lengths.
-    fn message(&mut self, opcode: Opcode, nodeid: u64, body: &[&[u8]]) -> Vec<u8> {
+    fn message(&mut self, opcode: u32, nodeid: u64, body: &[&[u8]]) -> Vec<u8> {
         self.unique += 2;
         let len = size_of::<InHeader>() + body.iter().map(|part| part.len()).sum::<usize>();
         let header = InHeader {
             len: u32::try_from(len).unwrap(),
-            opcode: opcode as u32,
+            opcode,
             unique: self.unique,
             nodeid,
             uid: 1000,
@@ -79,6 +80,10 @@ impl Guest {
 
     /// Sends a request and returns the answer's body, or the error's number.
     fn call(&mut self, opcode: Opcode, nodeid: u64, body: &[&[u8]], room: u32) -> Answer {
+        self.call_number(opcode as u32, nodeid, body, room)
+    }
+
+    fn call_number(&mut self, opcode: u32, nodeid: u64, body: &[&[u8]], room: u32) -> Answer {
         let message = self.message(opcode, nodeid, body);
         let head = self.driver.request(REQUESTS, &message, 16 + room);
         let completion = self.driver.complete(REQUESTS);
@@ -223,7 +228,7 @@ fn forgetting_takes_no_answer() {
     let mut guest = Guest::new(0);
     guest.mount();
     let root = guest.root();
-    let message = guest.message(Opcode::Forget, root, &[&1_u64.to_le_bytes()]);
+    let message = guest.message(Opcode::Forget as u32, root, &[&1_u64.to_le_bytes()]);
     guest.driver.request(HIGH_PRIORITY, &message, 0);
     assert_eq!(guest.driver.complete(HIGH_PRIORITY).len, 0);
     let answer = guest.call(Opcode::Getattr, root, &[&[0; 16]], 104);
@@ -239,7 +244,7 @@ fn many_requests_at_once_are_all_answered() {
         let root = guest.root();
         for _ in 0..50 {
             for _ in 0..64 {
-                let message = guest.message(Opcode::Lookup, root, &[b"file\0"]);
+                let message = guest.message(Opcode::Lookup as u32, root, &[b"file\0"]);
                 guest.driver.request(REQUESTS, &message, 144);
             }
             for _ in 0..64 {
@@ -264,7 +269,7 @@ fn a_pause_keeps_what_the_guest_knows_and_loses_no_request() {
     );
     assert!(guest.device.deactivate().is_empty());
     // A request that comes while nobody is there.
-    let message = guest.message(Opcode::Lookup, root, &[b"file\0"]);
+    let message = guest.message(Opcode::Lookup as u32, root, &[b"file\0"]);
     guest.driver.request(REQUESTS, &message, 144);
     std::thread::sleep(std::time::Duration::from_millis(20));
     assert!(guest.driver.queues[REQUESTS].used().is_none());
@@ -329,8 +334,32 @@ fn a_message_that_is_no_request_is_answered_with_an_error() {
     assert!(guest.call(Opcode::Lookup, root, &[b"name"], 128).is_err());
     assert!(guest.call(Opcode::Symlink, root, &[b"a\0b"], 128).is_err());
     assert_eq!(
-        guest.call(Opcode::MaxOpcode, root, &[], 0),
+        guest.call(Opcode::Access, root, &[&[0; 8]], 0),
         Err(libc::ENOSYS)
+    );
+    assert_eq!(guest.call_number(99, root, &[], 0), Err(libc::ENOSYS));
+}
+
+#[test]
+fn requests_the_library_does_not_know_are_checked_like_others() {
+    let mut guest = Guest::new(0);
+    std::fs::write(guest.directory.path().join("file"), "content").unwrap();
+    guest.mount();
+    let root = guest.root();
+    let file = guest.look_up(root, b"file").nodeid;
+    let fh = guest.open(file);
+    let copy = |guest: &mut Guest, to: u64, flags: u64| {
+        let words = [fh, 0, file, to, 0, u64::MAX, flags].map(u64::to_le_bytes);
+        guest.call_number(47, file, &[words.as_flattened()], 8)
+    };
+    // A file that is open for reading only, none, and flags there are not.
+    assert_eq!(copy(&mut guest, fh, 0), Err(libc::EBADF));
+    assert_eq!(copy(&mut guest, 99, 0), Err(libc::EBADF));
+    assert_eq!(copy(&mut guest, fh, 1), Err(libc::EINVAL));
+    assert!(guest.call_number(47, file, &[&[0; 8]], 8).is_err());
+    assert_eq!(
+        guest.call_number(50, ROOT_ID, &[&[0; 8]], 0),
+        Ok(Vec::new())
     );
 }
 
@@ -412,8 +441,7 @@ proptest! {
         let root = guest.root();
         guest.look_up(root, b"file");
         for (opcode, nodeid, body, room) in messages {
-            let mut message = guest.message(Opcode::Getattr, nodeid, &[&body]);
-            message[4..8].copy_from_slice(&opcode.to_le_bytes());
+            let message = guest.message(opcode, nodeid, &[&body]);
             guest.driver.request(REQUESTS, &message, room);
             guest.driver.complete(REQUESTS);
         }
