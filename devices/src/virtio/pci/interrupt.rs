@@ -4,7 +4,7 @@
 //! for those very threads to stop.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
 use crate::interrupt::MsiSink;
 use crate::pci::msix::Msix;
@@ -16,6 +16,9 @@ pub const NO_VECTOR: u16 = 0xffff;
 const ISR_QUEUE: u8 = 1 << 0;
 const ISR_CONFIG: u8 = 1 << 1;
 
+/// Told why a device failed.
+pub type OnFailure = Box<dyn Fn(&str) + Send + Sync>;
+
 /// A driver's choice of vectors and what was signalled.
 pub struct PciInterrupt {
     device_type: DeviceType,
@@ -26,6 +29,7 @@ pub struct PciInterrupt {
     config_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
     reported: Once,
+    on_failure: OnceLock<OnFailure>,
 }
 
 impl PciInterrupt {
@@ -40,6 +44,7 @@ impl PciInterrupt {
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             reported: Once::new(),
+            on_failure: OnceLock::new(),
         }
     }
 
@@ -92,6 +97,12 @@ impl PciInterrupt {
         }
     }
 
+    /// Sets who is told of the first failure; only the first call counts.
+    pub fn set_on_failure(&self, on_failure: OnFailure) {
+        // An error would say that somebody is told already.
+        let _ = self.on_failure.set(on_failure);
+    }
+
     /// A driver's reset. The table itself belongs to the PCI function and stays.
     pub fn reset(&self) {
         self.isr.store(0, Ordering::Release);
@@ -142,6 +153,9 @@ impl VirtioInterrupt for PciInterrupt {
         // A guest can break its rings as often as it likes: the first time tells enough.
         self.reported.call_once(|| {
             tracing::warn!(device = ?self.device_type, cause, "the device needs a reset");
+            if let Some(on_failure) = self.on_failure.get() {
+                on_failure(cause);
+            }
         });
         self.signal(ISR_CONFIG, self.config_vector());
     }

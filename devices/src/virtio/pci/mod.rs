@@ -28,6 +28,7 @@ use crate::bus::BusDevice;
 use crate::interrupt::MsiSink;
 use crate::pci::PciFunction;
 
+pub use self::interrupt::OnFailure;
 pub use self::layout::{BAR_LEN, MAX_QUEUES};
 pub use self::queue::QueueError;
 pub use self::state::StateError;
@@ -92,6 +93,13 @@ impl VirtioPciDevice {
             interrupt,
             transport: Mutex::new(transport),
         }))
+    }
+
+    /// Has `on_failure` told once, of the first time the device needs a reset: it broke, or
+    /// its driver broke a ring. It is called from any thread and must neither block nor call
+    /// back into the device. Only the first call of this function counts.
+    pub fn on_failure(&self, on_failure: OnFailure) {
+        self.interrupt.set_on_failure(on_failure);
     }
 
     /// Guest-physical address and length of the BAR.

@@ -320,14 +320,22 @@ fn rings_outside_of_memory_need_a_reset_and_a_reset_heals() {
 }
 
 #[test]
-fn a_device_that_refuses_needs_a_reset() {
+fn a_device_that_refuses_needs_a_reset_and_the_first_time_is_told() {
     let fixture = Fixture::enabled();
+    let causes = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&causes);
+    let tell = move |cause: &str| told.lock().unwrap().push(cause.to_owned());
+    fixture.device.on_failure(Box::new(tell));
     fixture.record.lock().unwrap().refuse = true;
     fixture.start();
     assert_eq!(fixture.status(), 0xf | NEEDS_RESET);
     fixture.device.pause();
     fixture.device.resume();
     assert!(!fixture.is_active());
+    fixture.device.write(STATUS, &[0]);
+    fixture.start();
+    assert_eq!(fixture.status(), 0xf | NEEDS_RESET);
+    assert_eq!(*causes.lock().unwrap(), ["queue 0 is not enabled"]);
 }
 
 #[test]
