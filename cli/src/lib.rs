@@ -1,4 +1,6 @@
 //! What the `podvisor` command does, as a library that tests and benchmarks share.
 
+pub mod leftovers;
+
 mod manifest;
 mod translate;
