@@ -1,4 +1,5 @@
-//! A guest's socket driver, as far as tests, benches and fuzz targets need one.
+//! A guest's socket driver and a task of the host, as far as tests, benches and fuzz targets
+//! need them.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -6,10 +7,17 @@
 )]
 
 use std::collections::{BTreeMap, HashMap};
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
+use super::VsockStream;
 use super::packet::{HEADER_LEN, HOST_CID, Header, Op, Ports, TYPE_STREAM, WireHeader};
 use crate::virtio::VirtioDevice;
 use crate::virtio::testing::{Buffer, TIMEOUT, TestDriver};
@@ -228,9 +236,50 @@ pub fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "it did not happen in time");
         rounds += 1;
         if rounds < 100 {
-            std::thread::yield_now();
+            thread::yield_now();
         } else {
-            std::thread::sleep(Duration::from_micros(50));
+            thread::sleep(Duration::from_micros(50));
         }
     }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Runs a future of the host on this thread.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
+/// Reads from `stream`, waiting for data.
+///
+/// # Errors
+/// Those of [`VsockStream::poll_read`].
+pub fn read(stream: &VsockStream, buffer: &mut [u8]) -> io::Result<usize> {
+    block_on(poll_fn(|cx| stream.poll_read(cx, buffer)))
+}
+
+/// Writes all of `data` to `stream`, waiting for space.
+///
+/// # Errors
+/// Those of [`VsockStream::poll_write`].
+pub fn write_all(stream: &VsockStream, mut data: &[u8]) -> io::Result<()> {
+    while !data.is_empty() {
+        let written = block_on(poll_fn(|cx| stream.poll_write(cx, data)))?;
+        data = &data[written..];
+    }
+    Ok(())
 }

@@ -8,8 +8,10 @@ use vm_memory::{Bytes, GuestAddress, Le32};
 
 use super::super::credit::RECEIVE_WINDOW;
 use super::super::packet::{Header, Op, Ports, SHUTDOWN_BOTH, SHUTDOWN_SEND};
-use super::super::testing::{EVENT_IDX, EVENTS, Guest, RX, RX_DATA_LEN, TX, wait_for};
-use super::{READY_PORT, block_on, device, read, write_all};
+use super::super::testing::{
+    EVENT_IDX, EVENTS, Guest, RX, RX_DATA_LEN, TX, block_on, read, wait_for, write_all,
+};
+use super::{READY_PORT, device};
 use crate::virtio::testing::{Buffer, RawDescriptor};
 use crate::virtio::{DeviceType, QueueHandle, VirtioDevice};
 

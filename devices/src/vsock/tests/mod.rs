@@ -7,14 +7,10 @@ mod hostile;
 mod opening;
 mod script;
 
-use std::future::poll_fn;
-use std::io;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::task::{Context, Poll, Waker};
 
 use super::testing::GUEST_CID;
-use super::{Vsock, VsockConfig, VsockHost, VsockStream};
+use super::{Vsock, VsockConfig, VsockHost};
 use crate::event_loop::EventLoop;
 
 const READY_PORT: u32 = 1024;
@@ -31,40 +27,7 @@ fn device() -> (Vsock, VsockHost) {
     .unwrap()
 }
 
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Runs a future on this thread.
-fn block_on<F: Future>(future: F) -> F::Output {
-    let mut future = std::pin::pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut context = Context::from_waker(&waker);
-    loop {
-        match future.as_mut().poll(&mut context) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park(),
-        }
-    }
-}
-
 /// Asks once, for tests that know the answer is there.
 fn poll_once<T>(poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
     poll(&mut Context::from_waker(Waker::noop()))
-}
-
-fn read(stream: &VsockStream, buffer: &mut [u8]) -> io::Result<usize> {
-    block_on(poll_fn(|cx| stream.poll_read(cx, buffer)))
-}
-
-fn write_all(stream: &VsockStream, mut data: &[u8]) -> io::Result<()> {
-    while !data.is_empty() {
-        let written = block_on(poll_fn(|cx| stream.poll_write(cx, data)))?;
-        data = &data[written..];
-    }
-    Ok(())
 }
