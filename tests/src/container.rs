@@ -28,19 +28,32 @@ pub struct ContainerBuilder<'p, 'c> {
 impl<'p, 'c> ContainerBuilder<'p, 'c> {
     pub(crate) fn new(pod: &'p Pod<'c>, name: &str) -> Self {
         let config = ContainerConfig {
-            metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
-            image: Some(ImageSpec { image: BUSYBOX.into(), ..ImageSpec::default() }),
+            metadata: Some(ContainerMetadata {
+                name: name.into(),
+                attempt: 0,
+            }),
+            image: Some(ImageSpec {
+                image: BUSYBOX.into(),
+                ..ImageSpec::default()
+            }),
             command: vec!["sleep".into(), "infinity".into()],
             log_path: format!("{name}.log"),
             ..ContainerConfig::default()
         };
-        Self { pod, config, linux: LinuxContainerConfig::default() }
+        Self {
+            pod,
+            config,
+            linux: LinuxContainerConfig::default(),
+        }
     }
 
     /// The image, in place of busybox.
     #[must_use]
     pub fn image(mut self, image: &str) -> Self {
-        self.config.image = Some(ImageSpec { image: image.into(), ..ImageSpec::default() });
+        self.config.image = Some(ImageSpec {
+            image: image.into(),
+            ..ImageSpec::default()
+        });
         self
     }
 
@@ -60,7 +73,10 @@ impl<'p, 'c> ContainerBuilder<'p, 'c> {
     /// Adds an environment variable.
     #[must_use]
     pub fn env(mut self, key: &str, value: &str) -> Self {
-        self.config.envs.push(KeyValue { key: key.into(), value: value.into() });
+        self.config.envs.push(KeyValue {
+            key: key.into(),
+            value: value.into(),
+        });
         self
     }
 
@@ -121,14 +137,20 @@ impl<'p, 'c> ContainerBuilder<'p, 'c> {
     /// A root file system that cannot be written.
     #[must_use]
     pub fn read_only_root(mut self) -> Self {
-        self.linux.security_context.get_or_insert_default().readonly_rootfs = true;
+        self.linux
+            .security_context
+            .get_or_insert_default()
+            .readonly_rootfs = true;
         self
     }
 
     /// Everything of the guest.
     #[must_use]
     pub fn privileged(mut self) -> Self {
-        self.linux.security_context.get_or_insert_default().privileged = true;
+        self.linux
+            .security_context
+            .get_or_insert_default()
+            .privileged = true;
         self
     }
 
@@ -161,13 +183,20 @@ impl<'p, 'c> ContainerBuilder<'p, 'c> {
         let log_path = self.config.log_path.clone();
         let request = CreateContainerRequest {
             pod_sandbox_id: self.pod.id.clone(),
-            config: Some(ContainerConfig { linux: Some(self.linux), ..self.config }),
+            config: Some(ContainerConfig {
+                linux: Some(self.linux),
+                ..self.config
+            }),
             sandbox_config: Some(self.pod.config.clone()),
         };
         let answer = self.pod.cri.call("CreateContainer", |mut c| async move {
             c.create_container(request).await
         })?;
-        Ok(Container { pod: self.pod, id: answer.container_id, log_path })
+        Ok(Container {
+            pod: self.pod,
+            id: answer.container_id,
+            log_path,
+        })
     }
 }
 
@@ -196,10 +225,14 @@ impl Container<'_, '_> {
     /// # Errors
     /// What containerd answered.
     pub fn start(&self) -> Result<()> {
-        let request = StartContainerRequest { container_id: self.id.clone() };
+        let request = StartContainerRequest {
+            container_id: self.id.clone(),
+        };
         self.pod
             .cri
-            .call("StartContainer", |mut c| async move { c.start_container(request).await })
+            .call("StartContainer", |mut c| async move {
+                c.start_container(request).await
+            })
             .map(drop)
     }
 
@@ -216,7 +249,10 @@ impl Container<'_, '_> {
         let answer = self
             .pod
             .cri
-            .call("ExecSync", |mut c| async move { c.exec_sync(request).await })
+            .call(
+                "ExecSync",
+                |mut c| async move { c.exec_sync(request).await },
+            )
             .with_context(|| format!("exec {command:?}"))?;
         Ok(ExecOutput {
             stdout: String::from_utf8_lossy(&answer.stdout).into_owned(),
@@ -232,7 +268,12 @@ impl Container<'_, '_> {
     pub fn shell(&self, script: &str) -> Result<String> {
         let output = self.exec(&["sh", "-c", script])?;
         if output.code != 0 {
-            bail!("{script:?} exited with {}: {}{}", output.code, output.stdout, output.stderr);
+            bail!(
+                "{script:?} exited with {}: {}{}",
+                output.code,
+                output.stdout,
+                output.stderr
+            );
         }
         Ok(output.stdout.trim_end().to_owned())
     }
@@ -242,12 +283,13 @@ impl Container<'_, '_> {
     /// # Errors
     /// What containerd answered.
     pub fn status(&self) -> Result<ContainerStatus> {
-        let request =
-            ContainerStatusRequest { container_id: self.id.clone(), ..Default::default() };
-        let answer = self
-            .pod
-            .cri
-            .call("ContainerStatus", |mut c| async move { c.container_status(request).await })?;
+        let request = ContainerStatusRequest {
+            container_id: self.id.clone(),
+            ..Default::default()
+        };
+        let answer = self.pod.cri.call("ContainerStatus", |mut c| async move {
+            c.container_status(request).await
+        })?;
         answer.status.context("ContainerStatus: no status")
     }
 
@@ -277,11 +319,12 @@ impl Container<'_, '_> {
     /// # Errors
     /// What containerd answered.
     pub fn stats(&self) -> Result<ContainerStats> {
-        let request = ContainerStatsRequest { container_id: self.id.clone() };
-        let answer = self
-            .pod
-            .cri
-            .call("ContainerStats", |mut c| async move { c.container_stats(request).await })?;
+        let request = ContainerStatsRequest {
+            container_id: self.id.clone(),
+        };
+        let answer = self.pod.cri.call("ContainerStats", |mut c| async move {
+            c.container_stats(request).await
+        })?;
         answer.stats.context("ContainerStats: no stats")
     }
 
@@ -291,10 +334,15 @@ impl Container<'_, '_> {
     /// What containerd answered.
     pub fn stop(&self, grace: Duration) -> Result<()> {
         let timeout = i64::try_from(grace.as_secs())?;
-        let request = StopContainerRequest { container_id: self.id.clone(), timeout };
+        let request = StopContainerRequest {
+            container_id: self.id.clone(),
+            timeout,
+        };
         self.pod
             .cri
-            .call("StopContainer", |mut c| async move { c.stop_container(request).await })
+            .call("StopContainer", |mut c| async move {
+                c.stop_container(request).await
+            })
             .map(drop)
     }
 
@@ -303,10 +351,14 @@ impl Container<'_, '_> {
     /// # Errors
     /// What containerd answered.
     pub fn remove(&self) -> Result<()> {
-        let request = RemoveContainerRequest { container_id: self.id.clone() };
+        let request = RemoveContainerRequest {
+            container_id: self.id.clone(),
+        };
         self.pod
             .cri
-            .call("RemoveContainer", |mut c| async move { c.remove_container(request).await })
+            .call("RemoveContainer", |mut c| async move {
+                c.remove_container(request).await
+            })
             .map(drop)
     }
 }

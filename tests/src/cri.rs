@@ -35,7 +35,11 @@ impl Cri {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let channel = runtime.block_on(async {
             Endpoint::from_static("http://containerd").connect_with_connector_lazy(service_fn(
-                |_| async { UnixStream::connect(CONTAINERD_SOCKET).await.map(TokioIo::new) },
+                |_| async {
+                    UnixStream::connect(CONTAINERD_SOCKET)
+                        .await
+                        .map(TokioIo::new)
+                },
             ))
         });
         let client = RuntimeServiceClient::new(channel).max_decoding_message_size(64 << 20);
@@ -55,7 +59,9 @@ impl Cri {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let call = call(self.client.clone());
-        let answer = self.runtime.block_on(async { tokio::time::timeout(CALL_TIMEOUT, call).await });
+        let answer = self
+            .runtime
+            .block_on(async { tokio::time::timeout(CALL_TIMEOUT, call).await });
         let answer = answer.with_context(|| format!("{what}: no answer in {CALL_TIMEOUT:?}"))?;
         answer
             .map(Response::into_inner)

@@ -21,7 +21,9 @@ impl ContainerLog {
         for line in content.lines() {
             let mut fields = line.splitn(4, ' ');
             let (_time, stream, tag) = (fields.next(), fields.next(), fields.next());
-            let text = fields.next().with_context(|| format!("not a CRI log line: {line:?}"))?;
+            let text = fields
+                .next()
+                .with_context(|| format!("not a CRI log line: {line:?}"))?;
             let stream = match stream {
                 Some("stdout") => &mut log.stdout,
                 Some("stderr") => &mut log.stderr,

@@ -29,7 +29,11 @@ pub fn restart_containerd() -> Result<()> {
     })?;
     let log = OpenOptions::new().append(true).open(CONTAINERD_LOG)?;
     let mut command = Command::new("containerd");
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()?;
     Ok(())
 }
 
@@ -81,5 +85,8 @@ impl Drop for Configuration {
 /// When no shim is installed.
 pub fn release() -> Result<PathBuf> {
     let shim = fs::canonicalize("/usr/local/bin/containerd-shim-podvisor-v2")?;
-    Ok(shim.parent().context("the shim lies in no folder")?.to_owned())
+    Ok(shim
+        .parent()
+        .context("the shim lies in no folder")?
+        .to_owned())
 }

@@ -7,9 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, Result};
 use podvisor_proto::cri::v1::{
     DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
-    PodSandboxStatusRequest, PodSandboxStatusResponse, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StopPodSandboxRequest,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest,
+    PodSandboxStatusResponse, RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest,
 };
 
 use crate::container::ContainerBuilder;
@@ -76,7 +75,14 @@ impl<'c> PodBuilder<'c> {
             }),
             ..PodSandboxConfig::default()
         };
-        Self { cri, handler, name, config, memory_bytes: 128 << 20, cpu_quota_us: CPU_PERIOD_US }
+        Self {
+            cri,
+            handler,
+            name,
+            config,
+            memory_bytes: 128 << 20,
+            cpu_quota_us: CPU_PERIOD_US,
+        }
     }
 
     /// Adds a pod annotation.
@@ -205,9 +211,13 @@ impl<'c> Pod<'c> {
     /// # Errors
     /// What containerd answered.
     pub fn status(&self) -> Result<PodSandboxStatusResponse> {
-        let request =
-            PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: true };
-        self.cri.call("PodSandboxStatus", |mut c| async move { c.pod_sandbox_status(request).await })
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: self.id.clone(),
+            verbose: true,
+        };
+        self.cri.call("PodSandboxStatus", |mut c| async move {
+            c.pod_sandbox_status(request).await
+        })
     }
 
     /// The pod's addresses, the primary one first.
@@ -215,7 +225,10 @@ impl<'c> Pod<'c> {
     /// # Errors
     /// When the pod has none.
     pub fn addresses(&self) -> Result<Vec<String>> {
-        let status = self.status()?.status.context("PodSandboxStatus: no status")?;
+        let status = self
+            .status()?
+            .status
+            .context("PodSandboxStatus: no status")?;
         let network = status.network.context("the pod has no network")?;
         let mut addresses = vec![network.ip];
         addresses.extend(network.additional_ips.into_iter().map(|ip| ip.ip));
@@ -248,9 +261,13 @@ impl<'c> Pod<'c> {
     /// # Errors
     /// What containerd answered.
     pub fn stop(&self) -> Result<()> {
-        let request = StopPodSandboxRequest { pod_sandbox_id: self.id.clone() };
+        let request = StopPodSandboxRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
         self.cri
-            .call("StopPodSandbox", |mut c| async move { c.stop_pod_sandbox(request).await })
+            .call("StopPodSandbox", |mut c| async move {
+                c.stop_pod_sandbox(request).await
+            })
             .map(drop)
     }
 
@@ -260,9 +277,13 @@ impl<'c> Pod<'c> {
     /// What containerd answered.
     pub fn remove(&self) -> Result<()> {
         self.stop()?;
-        let request = RemovePodSandboxRequest { pod_sandbox_id: self.id.clone() };
+        let request = RemovePodSandboxRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
         self.cri
-            .call("RemovePodSandbox", |mut c| async move { c.remove_pod_sandbox(request).await })
+            .call("RemovePodSandbox", |mut c| async move {
+                c.remove_pod_sandbox(request).await
+            })
             .map(drop)
     }
 }

@@ -16,9 +16,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use podvisor_proto::containerd::Any;
 use podvisor_proto::containerd::task::{
-    CloseIoRequest, DeleteRequest, ExecProcessRequest, ResizePtyRequest, StartRequest,
-    StateRequest, StateResponse, TaskClient, WaitRequest,
+    CloseIoRequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest, ResizePtyRequest,
+    StartRequest, StateRequest, StateResponse, TaskClient, WaitRequest,
 };
+use podvisor_proto::containerd::types::Mount;
 use podvisor_proto::ttrpc::{Client, Status};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
@@ -44,16 +45,53 @@ impl Shim {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let file = pod.bundle().join("address");
         let address = fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
-        let path = address.strip_prefix("unix://").context("not a unix address")?.to_owned();
+        let path = address
+            .strip_prefix("unix://")
+            .context("not a unix address")?
+            .to_owned();
         let client = runtime.block_on(async {
-            UnixStream::connect(&path).await.map(|stream| TaskClient::new(Client::new(stream)))
+            UnixStream::connect(&path)
+                .await
+                .map(|stream| TaskClient::new(Client::new(stream)))
         })?;
         Ok(Self { runtime, client })
     }
 
+    /// Where the shim of `pod` listens.
+    ///
+    /// # Errors
+    /// When the bundle does not tell.
+    pub fn socket(pod: &Pod<'_>) -> Result<PathBuf> {
+        let file = pod.bundle().join("address");
+        let address = fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
+        Ok(address
+            .strip_prefix("unix://")
+            .context("not a unix address")?
+            .into())
+    }
+
     fn call<T>(&self, what: &str, call: impl Future<Output = Result<T, Status>>) -> Result<T> {
-        let answer = self.runtime.block_on(async { tokio::time::timeout(CALL_TIMEOUT, call).await });
-        answer.with_context(|| format!("{what}: no answer"))?.with_context(|| what.to_owned())
+        let answer = self
+            .runtime
+            .block_on(async { tokio::time::timeout(CALL_TIMEOUT, call).await });
+        answer
+            .with_context(|| format!("{what}: no answer"))?
+            .with_context(|| what.to_owned())
+    }
+
+    /// Asks for a container in `bundle` with these mounts as its root, and nothing connected.
+    ///
+    /// # Errors
+    /// What the shim answered.
+    pub fn create(&self, id: &str, bundle: &Path, rootfs: Vec<Mount>) -> Result<()> {
+        let bundle = bundle.display().to_string();
+        let request = CreateTaskRequest {
+            id: id.into(),
+            bundle,
+            rootfs,
+            ..CreateTaskRequest::default()
+        };
+        self.call("Create", self.client.create(request)).map(drop)
     }
 
     /// The state of a container.
@@ -61,7 +99,10 @@ impl Shim {
     /// # Errors
     /// What the shim answered.
     pub fn state(&self, container: &str) -> Result<StateResponse> {
-        let request = StateRequest { id: container.into(), ..StateRequest::default() };
+        let request = StateRequest {
+            id: container.into(),
+            ..StateRequest::default()
+        };
         self.call("State", self.client.state(request))
     }
 
@@ -77,11 +118,21 @@ impl Shim {
             terminal: exec.terminal,
             stdin: execution.fifo("stdin"),
             stdout: execution.fifo("stdout"),
-            stderr: if exec.terminal { String::new() } else { execution.fifo("stderr") },
-            spec: Some(Any { type_url: PROCESS_TYPE_URL.into(), value: exec.process_json() }),
+            stderr: if exec.terminal {
+                String::new()
+            } else {
+                execution.fifo("stderr")
+            },
+            spec: Some(Any {
+                type_url: PROCESS_TYPE_URL.into(),
+                value: exec.process_json(),
+            }),
         };
         self.call("Exec", self.client.exec(request))?;
-        let request = StartRequest { id: exec.container.into(), exec_id: exec.id.into() };
+        let request = StartRequest {
+            id: exec.container.into(),
+            exec_id: exec.id.into(),
+        };
         self.call("Start", self.client.start(request))?;
         Ok(execution)
     }
@@ -128,7 +179,11 @@ impl<'s> Execution<'s> {
             nix::unistd::mkfifo(&folder.join(name), Mode::S_IRWXU)?;
         }
         let stdout = collect(&folder.join("stdout"))?;
-        let stderr = if exec.terminal { None } else { Some(collect(&folder.join("stderr"))?) };
+        let stderr = if exec.terminal {
+            None
+        } else {
+            Some(collect(&folder.join("stderr"))?)
+        };
         Ok(Self {
             shim,
             container: exec.container.into(),
@@ -148,7 +203,9 @@ impl<'s> Execution<'s> {
     /// # Errors
     /// When the FIFO cannot be opened.
     pub fn stdin(&self) -> Result<File> {
-        Ok(OpenOptions::new().write(true).open(self.folder.join("stdin"))?)
+        Ok(OpenOptions::new()
+            .write(true)
+            .open(self.folder.join("stdin"))?)
     }
 
     /// Closes standard input after what was written.
@@ -157,8 +214,13 @@ impl<'s> Execution<'s> {
     /// What the shim answered.
     pub fn close_stdin(&self) -> Result<()> {
         let (id, exec_id) = (self.container.clone(), self.id.clone());
-        let request = CloseIoRequest { id, exec_id, stdin: true };
-        self.shim.call("CloseIO", self.shim.client.close_io(request))
+        let request = CloseIoRequest {
+            id,
+            exec_id,
+            stdin: true,
+        };
+        self.shim
+            .call("CloseIO", self.shim.client.close_io(request))
     }
 
     /// Sets the terminal's size.
@@ -167,8 +229,14 @@ impl<'s> Execution<'s> {
     /// What the shim answered.
     pub fn resize(&self, width: u32, height: u32) -> Result<()> {
         let (id, exec_id) = (self.container.clone(), self.id.clone());
-        let request = ResizePtyRequest { id, exec_id, width, height };
-        self.shim.call("ResizePty", self.shim.client.resize_pty(request))
+        let request = ResizePtyRequest {
+            id,
+            exec_id,
+            width,
+            height,
+        };
+        self.shim
+            .call("ResizePty", self.shim.client.resize_pty(request))
     }
 
     /// Waits for the end and yields exit code, standard output and standard error.
@@ -177,9 +245,18 @@ impl<'s> Execution<'s> {
     /// What the shim answered, or a stream that could not be read.
     pub fn finish(mut self) -> Result<(u32, Vec<u8>, Vec<u8>)> {
         let (id, exec_id) = (self.container.clone(), self.id.clone());
-        let request = WaitRequest { id: id.clone(), exec_id: exec_id.clone() };
-        let status = self.shim.call("Wait", self.shim.client.wait(request))?.exit_status;
-        self.shim.call("Delete", self.shim.client.delete(DeleteRequest { id, exec_id }))?;
+        let request = WaitRequest {
+            id: id.clone(),
+            exec_id: exec_id.clone(),
+        };
+        let status = self
+            .shim
+            .call("Wait", self.shim.client.wait(request))?
+            .exit_status;
+        self.shim.call(
+            "Delete",
+            self.shim.client.delete(DeleteRequest { id, exec_id }),
+        )?;
         let read = |thread: Option<JoinHandle<std::io::Result<Vec<u8>>>>| match thread {
             Some(thread) => thread
                 .join()
@@ -205,9 +282,15 @@ fn collect(path: &Path) -> Result<JoinHandle<std::io::Result<Vec<u8>>>> {
     // Opened without waiting: the shim must find a reader. Poll reports neither data nor an end
     // before the first writer has come.
     let mut options = OpenOptions::new();
-    let mut file = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    let mut file = options
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)?;
     Ok(std::thread::spawn(move || {
-        poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+        poll(
+            &mut [PollFd::new(file.as_fd(), PollFlags::POLLIN)],
+            PollTimeout::NONE,
+        )?;
         fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
         let mut content = Vec::new();
         file.read_to_end(&mut content)?;

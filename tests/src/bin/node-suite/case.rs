@@ -28,7 +28,11 @@ pub struct Case {
 impl Case {
     /// A case that needs no containerd.
     pub fn new(tier: Tier, name: &'static str, run: fn() -> Result<()>) -> Self {
-        Self { name, tier, run: Box::new(run) }
+        Self {
+            name,
+            tier,
+            run: Box::new(run),
+        }
     }
 
     /// Runs the case and compares what is on the node before and after.
@@ -45,7 +49,11 @@ impl Case {
 }
 
 fn with_cri(tier: Tier, name: &'static str, run: fn(&Cri) -> Result<()>) -> Case {
-    Case { name, tier, run: Box::new(move || run(&Cri::connect()?)) }
+    Case {
+        name,
+        tier,
+        run: Box::new(move || run(&Cri::connect()?)),
+    }
 }
 
 /// A case for every change.

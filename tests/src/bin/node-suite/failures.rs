@@ -14,7 +14,10 @@ use crate::case::{Case, gate};
 pub fn cases() -> Vec<Case> {
     vec![
         gate("a_killed_shim_is_reported_and_leaves_nothing", killed_shim),
-        gate("a_guest_panic_ends_every_container_with_its_reason", guest_panic),
+        gate(
+            "a_guest_panic_ends_every_container_with_its_reason",
+            guest_panic,
+        ),
         gate("pods_outlive_a_restart_of_containerd", containerd_restart),
     ]
 }
@@ -44,25 +47,42 @@ fn guest_panic(cri: &Cri) -> Result<()> {
     let ended = Instant::now();
     let status = idle.wait(Duration::from_secs(10))?;
     // An emulated CPU may take longer than the second that the neighbour is given.
-    ensure!(ended.elapsed() < Duration::from_secs(3), "neighbour ended {:?} later", ended.elapsed());
+    ensure!(
+        ended.elapsed() < Duration::from_secs(3),
+        "neighbour ended {:?} later",
+        ended.elapsed()
+    );
     ensure!(status.exit_code != 0, "exit code {}", status.exit_code);
     let error = idle.exec(&["true"]).err().context("exec in a dead guest")?;
-    ensure!(format!("{error:#}").contains("running") || format!("{error:#}").contains("panic"), "{error:#}");
+    ensure!(
+        format!("{error:#}").contains("running") || format!("{error:#}").contains("panic"),
+        "{error:#}"
+    );
     let log = fs::read_to_string(node::CONTAINERD_LOG)?;
-    ensure!(log.contains("panic_on_oom is enabled"), "the log lacks the guest's panic");
+    ensure!(
+        log.contains("panic_on_oom is enabled"),
+        "the log lacks the guest's panic"
+    );
     Ok(())
 }
 
 fn containerd_restart(cri: &Cri) -> Result<()> {
     let pod = PodBuilder::new(cri, Handler::Podvisor, "restart").run()?;
     let ticking = pod.container("ticking");
-    let ticking = ticking.script("i=0; while true; do i=$((i+1)); echo $i; sleep 0.2; done").start()?;
+    let ticking = ticking
+        .script("i=0; while true; do i=$((i+1)); echo $i; sleep 0.2; done")
+        .start()?;
     wait::until("first lines", Duration::from_secs(20), || {
         Ok((ticking.log()?.stdout.lines().count() > 3).then_some(()))
     })?;
     node::restart_containerd()?;
-    wait::until("containerd", Duration::from_secs(120), || Ok(ticking.status().ok()))?;
-    ensure!(ticking.shell("echo again")? == "again", "exec after the restart");
+    wait::until("containerd", Duration::from_secs(120), || {
+        Ok(ticking.status().ok())
+    })?;
+    ensure!(
+        ticking.shell("echo again")? == "again",
+        "exec after the restart"
+    );
     let before = ticking.log()?.stdout.lines().count();
     wait::until("lines after the restart", Duration::from_secs(30), || {
         Ok((ticking.log()?.stdout.lines().count() > before).then_some(()))

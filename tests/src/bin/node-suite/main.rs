@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
+mod bad_input;
 mod case;
 mod failures;
 mod lifecycle;
@@ -25,6 +26,7 @@ fn cases() -> Vec<Case> {
         lifecycle::cases(),
         network::cases(),
         refusals::cases(),
+        bad_input::cases(),
         failures::cases(),
     ]
     .into_iter()
@@ -34,15 +36,24 @@ fn cases() -> Vec<Case> {
 
 fn main() -> ExitCode {
     let (long, words): (Vec<_>, Vec<_>) = std::env::args().partition(|word| word == "--long");
-    let tier = if long.is_empty() { Tier::Gate } else { Tier::Long };
+    let tier = if long.is_empty() {
+        Tier::Gate
+    } else {
+        Tier::Long
+    };
     let mut arguments = Arguments::from_iter(words);
     arguments.test_threads = Some(1);
-    let trials = cases().into_iter().filter(|case| case.tier == tier).map(trial).collect();
+    let trials = cases()
+        .into_iter()
+        .filter(|case| case.tier == tier)
+        .map(trial)
+        .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 fn trial(case: Case) -> Trial {
     Trial::test(case.name, move || {
-        case.run().map_err(|error| Failed::from(format!("{error:#}")))
+        case.run()
+            .map_err(|error| Failed::from(format!("{error:#}")))
     })
 }

@@ -13,7 +13,9 @@ pub fn cases() -> Vec<Case> {
         gate("pods_and_node_reach_each_other", reach),
         gate("the_guest_has_the_networks_routes_and_mtu", same_as_runc),
         gate("a_download_arrives_whole", |cri| download(cri, 64)),
-        long("a_download_of_1_gib_arrives_whole", |cri| download(cri, 1024)),
+        long("a_download_of_1_gib_arrives_whole", |cri| {
+            download(cri, 1024)
+        }),
     ]
 }
 
@@ -31,7 +33,11 @@ fn on_node(script: &str) -> Result<String> {
 }
 
 fn url(address: &str) -> String {
-    if address.contains(':') { format!("http://[{address}]/") } else { format!("http://{address}/") }
+    if address.contains(':') {
+        format!("http://[{address}]/")
+    } else {
+        format!("http://{address}/")
+    }
 }
 
 fn fetch(from: &Container<'_, '_>, address: &str) -> Result<String> {
@@ -47,11 +53,14 @@ fn reach(cri: &Cri) -> Result<()> {
     let plain = PodBuilder::new(cri, Handler::Runc, "plain").run()?;
     let in_machine = machine.container("server").script(SERVE).start()?;
     let in_plain = plain.container("server").script(SERVE).start()?;
-    for (address, name) in
-        [(&machine, machine.hostname()), (&plain, plain.hostname())].map(|(pod, n)| (pod.addresses(), n))
+    for (address, name) in [(&machine, machine.hostname()), (&plain, plain.hostname())]
+        .map(|(pod, n)| (pod.addresses(), n))
     {
         let addresses = address?;
-        ensure!(addresses.len() == 2, "one address of each family, not {addresses:?}");
+        ensure!(
+            addresses.len() == 2,
+            "one address of each family, not {addresses:?}"
+        );
         for address in &addresses {
             for from in [&in_machine, &in_plain] {
                 ensure!(fetch(from, address)? == name, "TCP to {address}");
@@ -82,12 +91,23 @@ fn same_as_runc(cri: &Cri) -> Result<()> {
     let in_machine = machine.container("idle").start()?;
     let in_plain = plain.container("idle").start()?;
     let (ours, runcs) = (routes(&machine, &in_machine)?, routes(&plain, &in_plain)?);
-    ensure!(ours == runcs, "routes differ.\nVM pod:\n{ours}\nrunc pod:\n{runcs}");
+    ensure!(
+        ours == runcs,
+        "routes differ.\nVM pod:\n{ours}\nrunc pod:\n{runcs}"
+    );
     let addresses = in_machine.shell("ip -o addr show eth0")?;
     for address in machine.addresses()? {
-        ensure!(addresses.contains(&format!("{address}/")), "{address} is not in\n{addresses}");
+        ensure!(
+            addresses.contains(&format!("{address}/")),
+            "{address} is not in\n{addresses}"
+        );
     }
-    ensure!(in_machine.shell("ip -o addr show lo")?.contains("127.0.0.1/8"), "lo is not up");
+    ensure!(
+        in_machine
+            .shell("ip -o addr show lo")?
+            .contains("127.0.0.1/8"),
+        "lo is not up"
+    );
     Ok(())
 }
 

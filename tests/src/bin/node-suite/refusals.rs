@@ -13,9 +13,15 @@ use crate::case::{Case, gate};
 pub fn cases() -> Vec<Case> {
     vec![
         gate("a_wrong_annotation_fails_the_pod_by_name", annotations),
-        gate("a_pod_too_small_for_a_vm_is_refused_with_the_numbers", too_small),
+        gate(
+            "a_pod_too_small_for_a_vm_is_refused_with_the_numbers",
+            too_small,
+        ),
         gate("a_host_network_pod_is_refused", host_network),
-        gate("a_broken_installation_says_what_is_broken", broken_installation),
+        gate(
+            "a_broken_installation_says_what_is_broken",
+            broken_installation,
+        ),
     ]
 }
 
@@ -27,7 +33,10 @@ fn refused(pod: PodBuilder<'_>) -> Result<String> {
 
 fn ensure_names(error: &str, parts: &[&str]) -> Result<()> {
     for part in parts {
-        ensure!(error.contains(part), "{part:?} is not in the error: {error}");
+        ensure!(
+            error.contains(part),
+            "{part:?} is not in the error: {error}"
+        );
     }
     Ok(())
 }
@@ -62,9 +71,18 @@ fn broken_installation(cri: &Cri) -> Result<()> {
     fs::write(&corrupt, vec![0x5a; 1 << 20])?;
     let silent = silent_initrd(folder.path())?;
     for (configuration, parts) in [
-        ("kernel = \"/etc/podvisor/no-such-kernel\"".to_owned(), ["/etc/podvisor/no-such-kernel", "No such file"]),
-        (format!("kernel = {corrupt:?}"), ["corrupt-kernel", "kernel"]),
-        (format!("initrd = {silent:?}\nboot_timeout = \"8s\""), ["8 s", "guest is silent"]),
+        (
+            "kernel = \"/etc/podvisor/no-such-kernel\"".to_owned(),
+            ["/etc/podvisor/no-such-kernel", "No such file"],
+        ),
+        (
+            format!("kernel = {corrupt:?}"),
+            ["corrupt-kernel", "kernel"],
+        ),
+        (
+            format!("initrd = {silent:?}\nboot_timeout_s = 8"),
+            ["8 s", "guest is silent"],
+        ),
     ] {
         let _configuration = Configuration::set(&configuration)?;
         let error = refused(PodBuilder::new(cri, Handler::Podvisor, "broken"))?;
@@ -78,7 +96,10 @@ fn silent_initrd(folder: &Path) -> Result<PathBuf> {
     let script = "mkdir tree && cp /bin/busybox tree && cd tree \
         && printf '#!/busybox sh\necho guest is silent\nexec /busybox sleep 1000\n' > init && chmod 755 init \
         && find . | busybox cpio -o -H newc > ../silent.cpio";
-    let status = Command::new("sh").args(["-c", script]).current_dir(folder).status()?;
+    let status = Command::new("sh")
+        .args(["-c", script])
+        .current_dir(folder)
+        .status()?;
     ensure!(status.success(), "no initial image: {status}");
     Ok(folder.join("silent.cpio"))
 }

@@ -23,32 +23,57 @@ fn large_output(cri: &Cri) -> Result<()> {
     let pod = PodBuilder::new(cri, Handler::Podvisor, "output").run()?;
     let container = pod.container("idle").start()?;
     let shim = Shim::connect(&pod)?;
-    let script =
-        format!("yes 01234567 | head -c {EACH} & yes abcdefgh | head -c {EACH} >&2; wait");
-    let exec = Exec { container: &container.id, id: "large", terminal: false, script: &script };
+    let script = format!("yes 01234567 | head -c {EACH} & yes abcdefgh | head -c {EACH} >&2; wait");
+    let exec = Exec {
+        container: &container.id,
+        id: "large",
+        terminal: false,
+        script: &script,
+    };
     let (code, stdout, stderr) = shim.exec(&pod.volume("io")?, exec)?.finish()?;
     ensure!(code == 0, "exit code {code}");
     for (stream, line) in [(stdout, b"01234567\n"), (stderr, b"abcdefgh\n")] {
-        ensure!(stream.len() == EACH, "{} bytes of {EACH} arrived", stream.len());
-        let whole = stream.chunks(line.len()).all(|chunk| line.starts_with(chunk));
-        ensure!(whole, "bytes of {:?} are mixed up", line.escape_ascii().to_string());
+        ensure!(
+            stream.len() == EACH,
+            "{} bytes of {EACH} arrived",
+            stream.len()
+        );
+        let whole = stream
+            .chunks(line.len())
+            .all(|chunk| line.starts_with(chunk));
+        ensure!(
+            whole,
+            "bytes of {:?} are mixed up",
+            line.escape_ascii().to_string()
+        );
     }
     Ok(())
 }
 
 fn input(cri: &Cri) -> Result<()> {
     let pod = PodBuilder::new(cri, Handler::Podvisor, "input").run()?;
-    let container = pod.container("reader").stdin().script("read line; echo got $line; sleep 1000");
+    let container = pod
+        .container("reader")
+        .stdin()
+        .script("read line; echo got $line; sleep 1000");
     let container = container.start()?;
     let shim = Shim::connect(&pod)?;
     let fifo = shim.state(&container.id)?.stdin;
-    let mut stdin = OpenOptions::new().write(true).open(&fifo).with_context(|| fifo.clone())?;
+    let mut stdin = OpenOptions::new()
+        .write(true)
+        .open(&fifo)
+        .with_context(|| fifo.clone())?;
     stdin.write_all(b"a line\n")?;
     wait::until("the line", Duration::from_secs(20), || {
         Ok((container.log()?.stdout == "got a line\n").then_some(()))
     })?;
 
-    let exec = Exec { container: &container.id, id: "cat", terminal: false, script: "wc -c; echo end" };
+    let exec = Exec {
+        container: &container.id,
+        id: "cat",
+        terminal: false,
+        script: "wc -c; echo end",
+    };
     let execution = shim.exec(&pod.volume("io")?, exec)?;
     let mut stdin = execution.stdin()?;
     stdin.write_all(&vec![b'x'; 3 << 20])?;
@@ -56,7 +81,10 @@ fn input(cri: &Cri) -> Result<()> {
     execution.close_stdin()?;
     let (code, stdout, _) = execution.finish()?;
     let stdout = String::from_utf8_lossy(&stdout).into_owned();
-    ensure!(code == 0 && stdout == format!("{}\nend\n", 3 << 20), "{code}: {stdout:?}");
+    ensure!(
+        code == 0 && stdout == format!("{}\nend\n", 3 << 20),
+        "{code}: {stdout:?}"
+    );
     Ok(())
 }
 
@@ -75,6 +103,9 @@ fn terminal(cri: &Cri) -> Result<()> {
     execution.stdin()?.write_all(b"go\n")?;
     let (code, stdout, _) = execution.finish()?;
     let stdout = String::from_utf8_lossy(&stdout).into_owned();
-    ensure!(code == 0 && stdout.ends_with("43 132\r\n"), "{code}: {stdout:?}");
+    ensure!(
+        code == 0 && stdout.ends_with("43 132\r\n"),
+        "{code}: {stdout:?}"
+    );
     Ok(())
 }
