@@ -2,7 +2,7 @@
 //! virtualization of its own, else in a node.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -47,7 +47,6 @@ struct Bench {
 /// Something does not build, there is no such benchmark, or the node does not come up.
 pub fn main(args: &BenchArgs) -> Result<ExitCode> {
     packages::install()?;
-    let release = dist::build(&KernelArgs::default())?;
     let benches = build()?;
     let chosen: Vec<&Bench> = benches
         .iter()
@@ -57,6 +56,7 @@ pub fn main(args: &BenchArgs) -> Result<ExitCode> {
         let names: Vec<&str> = benches.iter().map(|bench| bench.name.as_str()).collect();
         bail!("no such benchmark; there are {}", names.join(", "));
     }
+    let release = dist::build(&KernelArgs::default())?;
     for bench in chosen {
         let code = run(args, bench, &release)?;
         if code != 0 {
@@ -122,7 +122,8 @@ struct Target {
 /// Builds every benchmark.
 fn build() -> Result<Vec<Bench>> {
     let step = Step::start("benchmarks");
-    let output = workspace::cargo()
+    let mut command = workspace::cargo();
+    command
         .args([
             "bench",
             "--quiet",
@@ -130,16 +131,10 @@ fn build() -> Result<Vec<Bench>> {
             "--package",
             "podvisor-benches",
         ])
-        .args(["--message-format", "json-render-diagnostics"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    if !output.status.success() {
-        bail!("the benchmarks do not build");
-    }
+        .args(["--message-format", "json-render-diagnostics"]);
+    let messages = process::run_for_output(&step, &mut command)?;
     step.done();
-    Ok(String::from_utf8(output.stdout)?
+    Ok(messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Artifact>(line).ok())
         .filter(|artifact| artifact.reason == "compiler-artifact")
