@@ -85,6 +85,8 @@ pub struct Vcpus(u8);
 impl Vcpus {
     /// An APIC ID of 255 is the broadcast, and larger ones need interrupt remapping.
     pub const MAX: u8 = 254;
+    /// One processor.
+    pub const MIN: Self = Self(1);
 
     /// The number.
     #[must_use]

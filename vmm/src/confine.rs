@@ -1,9 +1,14 @@
-//! What each kind of thread may do: no capability, and only the system calls it needs. Threads
+//! What each kind of thread may do: only the capabilities and the system calls it needs. Threads
 //! share an address space, so that this is defence in depth and no boundary.
 
+use std::collections::BTreeMap;
 use std::io;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use podvisor_devices::event_loop::EventLoop;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch,
+};
 use thiserror::Error;
 
 /// A thread with its own rights. A filtered thread never spawns another: the new one would
@@ -14,6 +19,10 @@ pub enum ThreadKind {
     Vcpu,
     /// Runs the loop that serves devices.
     Io,
+    /// Runs one disk.
+    Disk,
+    /// Serves file system requests; keeps the capabilities that files of other users take.
+    Fs,
 }
 
 /// Why a thread could not be confined.
@@ -27,7 +36,7 @@ pub enum ConfineError {
     Filter(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// What every thread of Rust's runtime and the C library's allocator does.
+/// What every thread of Rust's runtime and the C library's allocator does, and event files.
 const RUNTIME: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_clock_gettime,
@@ -35,70 +44,186 @@ const RUNTIME: &[i64] = &[
     libc::SYS_close,
     libc::SYS_exit,
     libc::SYS_exit_group,
+    // Debug builds check a file before they close it.
+    libc::SYS_fcntl,
     libc::SYS_futex,
     libc::SYS_getpid,
+    libc::SYS_getrandom,
     libc::SYS_gettid,
     libc::SYS_madvise,
     libc::SYS_mmap,
     libc::SYS_mprotect,
     libc::SYS_mremap,
     libc::SYS_munmap,
-    libc::SYS_nanosleep,
+    libc::SYS_read,
     libc::SYS_restart_syscall,
     libc::SYS_rseq,
-    libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
-    libc::SYS_sched_getaffinity,
     libc::SYS_sched_yield,
     libc::SYS_sigaltstack,
     libc::SYS_tgkill,
-    libc::SYS_read,
     libc::SYS_write,
     libc::SYS_writev,
-    libc::SYS_fcntl,
-    libc::SYS_getrandom,
 ];
 
-/// Beyond [`RUNTIME`]: `KVM_RUN` and messages, and taking devices on and off the loop when a
-/// driver activates or resets them.
-const VCPU: &[i64] = &[libc::SYS_ioctl, libc::SYS_epoll_ctl, libc::SYS_eventfd2];
+/// Activation and reset take descriptors on and off the loops of other threads.
+const VCPU: &[i64] = &[libc::SYS_epoll_ctl];
 
-/// Beyond [`RUNTIME`]: waiting, sockets and taps.
-const IO: &[i64] = &[
-    libc::SYS_ioctl,
+/// The event loop, and packets through a tap.
+const IO: &[i64] =
+    &[libc::SYS_epoll_ctl, libc::SYS_epoll_pwait, libc::SYS_epoll_wait, libc::SYS_readv];
+
+/// The event loop, and io_uring or what stands in for it.
+const DISK: &[i64] = &[
     libc::SYS_epoll_ctl,
-    libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
-    libc::SYS_eventfd2,
-    libc::SYS_readv,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_timerfd_settime,
+    libc::SYS_epoll_wait,
+    libc::SYS_fallocate,
+    libc::SYS_fdatasync,
+    libc::SYS_fsync,
+    libc::SYS_io_uring_enter,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
 ];
+
+/// What file system requests become, and the switch to a request's user.
+const FS: &[i64] = &[
+    libc::SYS_capget,
+    libc::SYS_capset,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
+    libc::SYS_fallocate,
+    libc::SYS_fchmodat,
+    libc::SYS_fchownat,
+    libc::SYS_fdatasync,
+    libc::SYS_fgetxattr,
+    libc::SYS_flistxattr,
+    libc::SYS_fremovexattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_fstatfs,
+    libc::SYS_fsync,
+    libc::SYS_ftruncate,
+    libc::SYS_getdents64,
+    libc::SYS_linkat,
+    libc::SYS_lseek,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_openat,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_readlinkat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_setresgid,
+    libc::SYS_setresuid,
+    libc::SYS_statx,
+    libc::SYS_symlinkat,
+    libc::SYS_umask,
+    libc::SYS_unlinkat,
+    libc::SYS_utimensat,
+];
+
+// Requests of ioctl(2).
+const KVM_RUN: u32 = 0xae80;
+const KVM_SIGNAL_MSI: u32 = 0x4020_aea5;
+const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+
+// Capabilities (linux/capability.h).
+const CAP_CHOWN: u32 = 0;
+const CAP_DAC_OVERRIDE: u32 = 1;
+const CAP_DAC_READ_SEARCH: u32 = 2;
+const CAP_FOWNER: u32 = 3;
+const CAP_FSETID: u32 = 4;
+const CAP_SETGID: u32 = 6;
+const CAP_SETUID: u32 = 7;
+/// For `trusted.*` attributes, which overlay file systems use.
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SETFCAP: u32 = 31;
+
+/// The rights of one kind of thread.
+struct Rights {
+    calls: &'static [i64],
+    ioctls: &'static [u32],
+    capabilities: &'static [u32],
+}
+
+impl ThreadKind {
+    fn rights(self) -> Rights {
+        match self {
+            Self::Vcpu => Rights {
+                calls: VCPU,
+                ioctls: &[KVM_RUN, KVM_SIGNAL_MSI, TUNSETOFFLOAD],
+                capabilities: &[],
+            },
+            Self::Io => Rights { calls: IO, ioctls: &[KVM_SIGNAL_MSI], capabilities: &[] },
+            Self::Disk => Rights { calls: DISK, ioctls: &[KVM_SIGNAL_MSI], capabilities: &[] },
+            Self::Fs => Rights {
+                calls: FS,
+                ioctls: &[KVM_SIGNAL_MSI],
+                capabilities: &[
+                    CAP_CHOWN,
+                    CAP_DAC_OVERRIDE,
+                    CAP_DAC_READ_SEARCH,
+                    CAP_FOWNER,
+                    CAP_FSETID,
+                    CAP_SETGID,
+                    CAP_SETUID,
+                    CAP_SYS_ADMIN,
+                    CAP_SETFCAP,
+                ],
+            },
+        }
+    }
+}
 
 /// Takes every right from the calling thread that its kind does not need.
 ///
 /// # Errors
 /// [`ConfineError`] when the kernel does not let it; the thread must then not go on.
 pub fn enter(kind: ThreadKind) -> Result<(), ConfineError> {
-    drop_capabilities().map_err(ConfineError::Capabilities)?;
-    let filter = filter(kind).map_err(|e| ConfineError::Filter(Box::new(e)))?;
+    let rights = kind.rights();
+    limit_capabilities(rights.capabilities).map_err(ConfineError::Capabilities)?;
+    let filter = filter(&rights).map_err(|e| ConfineError::Filter(Box::new(e)))?;
     seccompiler::apply_filter(&filter).map_err(|e| ConfineError::Filter(Box::new(e)))
 }
 
-fn filter(kind: ThreadKind) -> Result<BpfProgram, seccompiler::BackendError> {
-    let own = match kind {
-        ThreadKind::Vcpu => VCPU,
-        ThreadKind::Io => IO,
-    };
-    let rules = RUNTIME.iter().chain(own).map(|&call| (call, Vec::new())).collect();
+/// [`enter`] in the form that devices call on threads of their own.
+pub fn on_start(kind: ThreadKind) -> impl Fn() -> io::Result<()> + Send + Sync + 'static {
+    move || enter(kind).map_err(io::Error::other)
+}
+
+/// The loop that serves devices, on a new thread of its own kind.
+///
+/// # Errors
+/// When the host has no thread or file for it, or does not let it be confined.
+pub fn spawn_io_loop() -> io::Result<EventLoop> {
+    EventLoop::spawn("io", Box::new(on_start(ThreadKind::Io)))
+}
+
+fn filter(rights: &Rights) -> Result<BpfProgram, BackendError> {
+    let calls = RUNTIME.iter().chain(rights.calls).map(|&call| (call, Vec::new()));
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls.collect();
+    let ioctls = rights.ioctls.iter().map(|&request| ioctl_rule(request));
+    rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);
     // A call outside of the list is an attack or a defect; either way the pod ends, and what
     // it leaves behind is cleaned up as after any other death of this process.
     SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?
         .try_into()
+}
+
+fn ioctl_rule(request: u32) -> Result<SeccompRule, BackendError> {
+    let value = u64::from(request);
+    let is_request = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
+    SeccompRule::new(vec![is_request])
 }
 
 /// `struct __user_cap_header_struct` and `__user_cap_data_struct` (linux/capability.h).
@@ -119,13 +244,63 @@ struct CapData {
 /// `_LINUX_CAPABILITY_VERSION_3`.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
-/// Empties the calling thread's capability sets. The raw call acts on one thread; the C
-/// library has no other.
-fn drop_capabilities() -> io::Result<()> {
+/// Leaves the calling thread those of its capabilities that are in `kept`. The raw call acts on
+/// one thread; the C library has no other.
+fn limit_capabilities(kept: &[u32]) -> io::Result<()> {
     let header = CapHeader { version: CAPABILITY_VERSION, pid: 0 };
-    let none = [CapData { effective: 0, permitted: 0, inheritable: 0 }; 2];
+    let mut sets = [CapData { effective: 0, permitted: 0, inheritable: 0 }; 2];
     // SAFETY: Header and data have the layout of version 3, which is two data elements; the
-    // kernel only reads them.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    // kernel writes no more than them.
+    let read = unsafe { libc::syscall(libc::SYS_capget, &raw const header, sets.as_mut_ptr()) };
+    if read != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for (set, first) in sets.iter_mut().zip([0, 32]) {
+        let bits = kept.iter().filter_map(|cap| cap.checked_sub(first)).filter(|&bit| bit < 32);
+        set.permitted &= bits.fold(0, |mask, bit| mask | 1 << bit);
+        set.effective = set.permitted;
+        set.inheritable = 0;
+    }
+    // SAFETY: As above; the kernel only reads.
+    let written = unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };
+    if written == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// `CapEff` of the calling thread.
+    fn effective() -> u64 {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    }
+
+    #[test]
+    fn a_thread_keeps_only_the_named_capabilities_and_others_keep_theirs() {
+        let before = effective();
+        let kept = [CAP_CHOWN, CAP_SETFCAP];
+        let limited = thread::spawn(move || {
+            limit_capabilities(&kept).unwrap();
+            effective()
+        });
+        let mask = 1 << CAP_CHOWN | 1 << CAP_SETFCAP;
+        assert_eq!(limited.join().unwrap(), before & mask);
+        assert_eq!(effective(), before);
+    }
+
+    #[test]
+    fn every_kind_of_thread_has_a_filter_that_compiles() {
+        for kind in [ThreadKind::Vcpu, ThreadKind::Io, ThreadKind::Disk, ThreadKind::Fs] {
+            assert!(!filter(&kind.rights()).unwrap().is_empty(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_confined_loop_serves_and_ends() {
+        drop(spawn_io_loop().unwrap());
+    }
 }

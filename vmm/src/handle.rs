@@ -3,11 +3,14 @@
 use std::io;
 use std::sync::Arc;
 
+use prost::Message as _;
 use thiserror::Error;
 
 use crate::config::VmConfig;
 use crate::event::{EndReason, EventSink};
 use crate::machine::{Machine, StartError};
+use crate::memory::GuestRam;
+use crate::state::{MachineState, StateError};
 use crate::timeline::Phase;
 use crate::vcpu::{ExitCounts, StatsError};
 
@@ -45,6 +48,35 @@ impl Vm {
         handle.machine.control.order_run();
         Ok(handle)
     }
+
+    /// Builds a machine from what [`VmHandle::save`] and [`VmHandle::guest_ram`] of another one
+    /// gave, with a `config` of the same shape. It is paused; nothing else may run on that
+    /// memory from now on.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; nothing of the new machine is left then.
+    pub fn restore(
+        config: VmConfig,
+        ram: GuestRam,
+        state: &[u8],
+        events: EventSink,
+    ) -> Result<VmHandle, RestoreError> {
+        let state = MachineState::parse(state)?;
+        let handle = VmHandle { machine: Arc::new(Machine::around(ram, config, events)?) };
+        state.restore(&handle.machine)?;
+        Ok(handle)
+    }
+}
+
+/// Why a saved machine could not be brought back.
+#[derive(Debug, Error)]
+pub enum RestoreError {
+    /// The machine could not be built.
+    #[error("cannot build the VM")]
+    Start(#[from] StartError),
+    /// The state does not fit.
+    #[error("cannot restore the VM")]
+    State(#[from] StateError),
 }
 
 impl VmHandle {
@@ -94,6 +126,20 @@ impl VmHandle {
     pub fn stop(&self) {
         self.machine.control.order_end(EndReason::Killed);
         self.machine.threads.kick();
+    }
+
+    /// The state of the paused machine, all but its memory: a versioned message.
+    ///
+    /// # Errors
+    /// [`StateError`] when the machine is not paused or a part cannot be read.
+    pub fn save(&self) -> Result<Vec<u8>, StateError> {
+        Ok(MachineState::save(&self.machine)?.encode_to_vec())
+    }
+
+    /// The guest's memory.
+    #[must_use]
+    pub fn guest_ram(&self) -> &GuestRam {
+        &self.machine.ram
     }
 
     /// Waits until no processor runs any more. Do not call it from an event.

@@ -12,6 +12,7 @@ pub mod exit;
 pub mod handle;
 pub mod host;
 pub mod memory;
+pub mod state;
 
 mod machine;
 mod pci;
@@ -19,9 +20,12 @@ mod platform;
 mod timeline;
 mod vcpu;
 
+pub use confine::{ThreadKind, spawn_io_loop};
 pub use config::{Console, ConsoleOutput, DeviceSlot, KernelArgs, MemorySize, Vcpus, VmConfig};
 pub use event::{EndReason, EventSink, VmEvent};
-pub use handle::{OrderError, Vm, VmHandle};
+pub use handle::{OrderError, RestoreError, Vm, VmHandle};
+pub use memory::GuestRam;
+pub use state::StateError;
 pub use machine::StartError;
 pub use pci::PciError;
 pub use platform::PlatformError;

@@ -19,7 +19,7 @@ use crate::event::{EndReason, EventSink};
 use crate::exit::Buses;
 use crate::host::{self, HostError};
 use crate::memory::{GuestRam, MemoryError};
-use crate::pci::{PciDevices, PciError};
+use crate::pci::{OnFailure, PciDevices, PciError};
 use crate::platform::{Platform, PlatformConfig, PlatformError};
 use crate::timeline::Timeline;
 use crate::vcpu::{Control, StatsError, VcpuCell, VcpuContext, VcpuThreads, prepare_signal};
@@ -106,6 +106,14 @@ impl Machine {
         parts.set_entry(entry)?;
         parts.start(kvm)
     }
+
+    /// Builds the machine around memory that has a guest's content already. Kernel, initial
+    /// image and arguments of `config` are not looked at.
+    pub(crate) fn around(ram: GuestRam, config: VmConfig, events: EventSink) -> Result<Self, StartError> {
+        let timeline = Arc::new(Timeline::begin());
+        let kvm = host::open_kvm()?;
+        Parts::build(config, events, &kvm, ram, timeline)?.start(kvm)
+    }
 }
 
 impl Drop for Machine {
@@ -184,7 +192,9 @@ impl Parts {
         let requests = on_request(&control, &threads);
         let platform = Platform::place(platform, &vm, &buses.ports, requests)?;
         let msi: Arc<dyn MsiSink> = Arc::new(KvmMsi::new(Arc::clone(&vm)));
-        let pci = PciDevices::place(config.devices, &vm, ram.guest_memory(), &msi, &buses.mmio)?;
+        let on_failure = on_failure(&control, &threads);
+        let memory = ram.guest_memory();
+        let pci = PciDevices::place(config.devices, &vm, memory, &msi, &buses.mmio, &on_failure)?;
         timeline.done("devices_placed");
         let events = Arc::new(events);
         Ok(Self { control, threads, buses, events, timeline, pci, platform, vm, ram })
@@ -238,6 +248,19 @@ fn on_request(control: &Arc<Control>, threads: &Arc<VcpuThreads>) -> impl Fn(Mac
             threads.kick();
         }
     }
+}
+
+/// Ends the machine when one of its devices cannot go on: a pod without its network, its files
+/// or its agent is of no use.
+fn on_failure(control: &Arc<Control>, threads: &Arc<VcpuThreads>) -> OnFailure {
+    let (control, threads) = (Arc::clone(control), Arc::downgrade(threads));
+    Arc::new(move |device, cause| {
+        let (device, cause) = (device.to_owned(), cause.to_owned());
+        control.order_end(EndReason::DeviceFailed { device, cause });
+        if let Some(threads) = threads.upgrade() {
+            threads.kick();
+        }
+    })
 }
 
 fn create_vcpus(kvm: &Kvm, vm: &VmFd, config: &VmConfig) -> Result<Vec<VcpuCell>, StartError> {

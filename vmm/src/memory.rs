@@ -7,7 +7,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use podvisor_devices::GuestMemory;
 use thiserror::Error;
-use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
+use vm_memory::mmap::MmapRegion;
 use vm_memory::{
     GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
@@ -19,9 +19,6 @@ use crate::config::MemorySize;
 /// within it.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// How often to look for a place that is aligned to huge pages.
-const ALIGN_ATTEMPTS: usize = 4;
-
 /// Why guest memory could not be set up.
 #[derive(Debug, Error)]
 pub enum MemoryError {
@@ -29,9 +26,9 @@ pub enum MemoryError {
     #[error("cannot map {len} bytes of guest memory")]
     Map {
         /// Size of the mapping in bytes.
-        len: u64,
+        len: usize,
         /// What the host said.
-        source: MmapRegionError,
+        source: io::Error,
     },
     /// The kernel refused advice about the mapping.
     #[error("cannot set {advice} on guest memory")]
@@ -62,6 +59,29 @@ pub enum MemoryError {
 #[derive(Clone)]
 pub struct GuestRam {
     memory: GuestMemory,
+    // After `memory`: fields drop in order.
+    _mappings: Arc<Mappings>,
+}
+
+/// The host mappings behind guest memory.
+struct Mappings {
+    regions: Vec<Arc<GuestRegionMmap>>,
+}
+
+impl Drop for Mappings {
+    fn drop(&mut self) {
+        for region in self.regions.drain(..) {
+            let (address, len) = (region.as_ptr(), region.size());
+            if Arc::into_inner(region).is_none() {
+                // Somebody kept the memory beyond the machine's life: it stays mapped for them.
+                tracing::error!(len, "guest memory is still in use and is not unmapped");
+                continue;
+            }
+            // SAFETY: `map_aligned` made this mapping for this region alone, and with the
+            // region's last reference went the last way to its memory.
+            unsafe { libc::munmap(address.cast(), len) };
+        }
+    }
 }
 
 impl GuestRam {
@@ -71,21 +91,22 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError`] when the host has no address space for it or refuses the advice.
     pub fn map(size: MemorySize, transparent_huge_pages: bool) -> Result<Self, MemoryError> {
-        let mut regions = Vec::new();
+        let mut mappings = Mappings { regions: Vec::new() };
         for range in layout::ram_ranges(size.bytes()) {
-            let map = |source| MemoryError::Map { len: range.len, source };
-            let len = usize::try_from(range.len).map_err(|_| MemoryError::Arrange { base: range.base })?;
-            let mapping = map_aligned(len).map_err(map)?;
-            advise(&mapping, libc::MADV_DONTFORK, "MADV_DONTFORK")?;
-            if transparent_huge_pages {
-                advise_huge(&mapping)?;
-            }
+            let arrange = || MemoryError::Arrange { base: range.base };
+            let len = usize::try_from(range.len).map_err(|_| arrange())?;
+            let mapping = map_aligned(len)?;
             let region = GuestRegionMmap::new(mapping, GuestAddress(range.base));
-            regions.push(region.ok_or(MemoryError::Arrange { base: range.base })?);
+            let region = Arc::new(region.ok_or_else(arrange)?);
+            mappings.regions.push(Arc::clone(&region));
+            advise(&region, libc::MADV_DONTFORK, "MADV_DONTFORK")?;
+            if transparent_huge_pages {
+                advise_huge(&region)?;
+            }
         }
-        let memory = GuestMemoryMmap::from_regions(regions)
+        let memory = GuestMemoryMmap::from_arc_regions(mappings.regions.clone())
             .map_err(|_| MemoryError::Arrange { base: 0 })?;
-        Ok(Self { memory: Arc::new(memory) })
+        Ok(Self { memory: Arc::new(memory), _mappings: Arc::new(mappings) })
     }
 
     /// The memory as devices see it.
@@ -115,40 +136,49 @@ impl GuestRam {
     }
 }
 
-/// Maps `len` bytes at an address aligned to huge pages where that can be had. Newer kernels
-/// align by themselves; on older ones a pad above the mapping shifts it.
-fn map_aligned(len: usize) -> Result<MmapRegion, MmapRegionError> {
-    let mut mapping = map_anonymous(len)?;
-    for _ in 0..ALIGN_ATTEMPTS {
-        let surplus = mapping.as_ptr() as usize % HUGE_PAGE;
-        if surplus == 0 || len < HUGE_PAGE {
-            break;
-        }
-        drop(mapping);
-        let _pad = map_anonymous(surplus)?;
-        mapping = map_anonymous(len)?;
+const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const FLAGS: i32 = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+
+/// Maps `len` bytes at an address aligned to huge pages. Newer kernels align large mappings by
+/// themselves; others, and lengths with a broken huge page, need a larger one that is cut.
+fn map_aligned(len: usize) -> Result<MmapRegion, MemoryError> {
+    let failed = |source| MemoryError::Map { len, source };
+    let padded = len.checked_add(HUGE_PAGE).ok_or_else(|| failed(io::ErrorKind::OutOfMemory.into()))?;
+    // SAFETY: A new private mapping at an address of the kernel's choice.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), padded, PROTECTION, FLAGS, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(failed(io::Error::last_os_error()));
     }
-    Ok(mapping)
+    let start = start.cast::<u8>();
+    let before = start.align_offset(HUGE_PAGE).min(HUGE_PAGE);
+    let region = start.wrapping_add(before);
+    unmap(start, before);
+    unmap(region.wrapping_add(len), HUGE_PAGE - before);
+    // SAFETY: `region` is the start of `len` bytes mapped above; whoever gets the region owns
+    // them (`Mappings` unmaps).
+    let mapping = unsafe { MmapRegion::build_raw(region, len, PROTECTION, FLAGS) };
+    mapping.map_err(|_| failed(io::ErrorKind::InvalidInput.into()))
 }
 
-fn map_anonymous(len: usize) -> Result<MmapRegion, MmapRegionError> {
-    MmapRegionBuilder::new(len)
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
-        .build()
+/// Cuts a part off a mapping that nobody else knows yet.
+fn unmap(start: *mut u8, len: usize) {
+    if len > 0 {
+        // SAFETY: The range is page-aligned and lies in the mapping that the caller just made.
+        unsafe { libc::munmap(start.cast(), len) };
+    }
 }
 
 /// Asks for huge pages; a host built without them has nothing to give, which is no error.
-fn advise_huge(mapping: &MmapRegion) -> Result<(), MemoryError> {
-    match advise(mapping, libc::MADV_HUGEPAGE, "MADV_HUGEPAGE") {
+fn advise_huge(region: &GuestRegionMmap) -> Result<(), MemoryError> {
+    match advise(region, libc::MADV_HUGEPAGE, "MADV_HUGEPAGE") {
         Err(MemoryError::Advise { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         other => other,
     }
 }
 
-fn advise(mapping: &MmapRegion, advice: i32, name: &'static str) -> Result<(), MemoryError> {
+fn advise(region: &GuestRegionMmap, advice: i32, name: &'static str) -> Result<(), MemoryError> {
     // SAFETY: The range is exactly one live mapping of ours; neither advice changes its content.
-    let result = unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), advice) };
+    let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
     if result == 0 {
         Ok(())
     } else {
@@ -173,6 +203,14 @@ mod tests {
             let host = ram.guest_memory().get_host_address(GuestAddress(0)).unwrap();
             assert_eq!(host as usize % HUGE_PAGE, 0);
         }
+    }
+
+    #[test]
+    fn memory_is_unmapped_with_its_last_user() {
+        let ram = ram(64 << 20);
+        let memory = ram.guest_memory().clone();
+        drop(ram);
+        memory.write_obj(7_u8, GuestAddress(0)).unwrap();
     }
 
     #[test]

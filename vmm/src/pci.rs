@@ -9,11 +9,12 @@ use podvisor_devices::bus::{Bus, BusError};
 use podvisor_devices::interrupt::MsiSink;
 use podvisor_devices::pci::PciRoot;
 use podvisor_devices::pci::root::SlotError;
-use podvisor_devices::virtio::pci::{StateError, VirtioPciDevice};
+use podvisor_devices::virtio::pci::VirtioPciDevice;
 use thiserror::Error;
 
 use crate::arch::layout;
 use crate::config::DeviceSlot;
+use crate::state::{DeviceState, StateError};
 
 /// Why the PCI devices could not be set up.
 #[derive(Debug, Error)]
@@ -58,6 +59,9 @@ pub enum PciError {
     Window(#[source] BusError),
 }
 
+/// Told of a device that cannot go on: its name, and why.
+pub(crate) type OnFailure = Arc<dyn Fn(&str, &str) + Send + Sync>;
+
 /// A machine's PCI devices in slot order.
 #[derive(Default)]
 pub(crate) struct PciDevices {
@@ -72,6 +76,7 @@ impl PciDevices {
         memory: &GuestMemory,
         msi: &Arc<dyn MsiSink>,
         mmio: &Bus,
+        on_failure: &OnFailure,
     ) -> Result<Self, PciError> {
         if slots.len() > layout::PCI_MAX_DEVICES {
             return Err(PciError::TooMany(slots.len()));
@@ -86,6 +91,8 @@ impl PciDevices {
         for (number, slot) in (1_u8..).zip(slots) {
             let name = slot.name.clone();
             let device = place_device(number, slot, memory, msi, &root, mmio)?;
+            let (failed, on_failure) = (name.clone(), Arc::clone(on_failure));
+            device.on_failure(Box::new(move |cause| on_failure(&failed, cause)));
             wire_notifiers(&device, vm).map_err(|source| PciError::Notify { device: name.clone(), source })?;
             devices.push((name, device));
         }
@@ -106,20 +113,26 @@ impl PciDevices {
         }
     }
 
-    /// The states of the paused devices, by name.
-    pub(crate) fn save(&self) -> Result<Vec<(String, Vec<u8>)>, StateError> {
-        let save = |(name, device): &(String, Arc<VirtioPciDevice>)| Ok((name.clone(), device.save()?));
+    /// The states of the paused devices in slot order.
+    pub(crate) fn save(&self) -> Result<Vec<DeviceState>, StateError> {
+        let save = |(name, device): &(String, Arc<VirtioPciDevice>)| {
+            let failed = |source| StateError::Device { device: name.clone(), source };
+            Ok(DeviceState { name: name.clone(), state: device.save().map_err(failed)? })
+        };
         self.devices.iter().map(save).collect()
     }
 
-    /// The device of the slot `name`.
-    pub(crate) fn get(&self, name: &str) -> Option<&VirtioPciDevice> {
-        self.devices.iter().find(|(other, _)| other == name).map(|(_, device)| &**device)
-    }
-
-    /// Number of devices.
-    pub(crate) fn len(&self) -> usize {
-        self.devices.len()
+    /// Puts states into new devices in the same slots; they stay paused.
+    pub(crate) fn restore(&self, states: &[DeviceState]) -> Result<(), StateError> {
+        let ours = self.devices.iter().map(|(name, _)| name);
+        if !ours.eq(states.iter().map(|state| &state.name)) {
+            return Err(StateError::Mismatch("devices"));
+        }
+        for ((name, device), saved) in self.devices.iter().zip(states) {
+            let failed = |source| StateError::Device { device: name.clone(), source };
+            device.restore(&saved.state).map_err(failed)?;
+        }
+        Ok(())
     }
 }
 

@@ -54,6 +54,7 @@ pub enum CpuidError {
 /// CPUID for the processors of one machine.
 pub struct Template {
     entries: Vec<kvm_cpuid_entry2>,
+    has_topology: bool,
     vcpus: Vcpus,
 }
 
@@ -73,7 +74,8 @@ impl Template {
         for entry in &mut entries {
             restrict(entry, has_deadline);
         }
-        Self { entries, vcpus }
+        let has_topology = supported.iter().any(|entry| entry.function == LEAF_TOPOLOGY);
+        Self { entries, has_topology, vcpus }
     }
 
     /// The entries for the processor with `apic_id`.
@@ -85,8 +87,7 @@ impl Template {
         for entry in &mut entries {
             place(entry, apic_id, self.vcpus);
         }
-        let max = entries.iter().map(|e| e.function).filter(|&leaf| leaf < 0x4000_0000).max();
-        if max.is_some_and(|max| max >= LEAF_TOPOLOGY) {
+        if self.has_topology {
             entries.extend(topology(LEAF_TOPOLOGY, apic_id, self.vcpus));
         }
         CpuId::from_entries(&entries).map_err(|_| CpuidError::TooMany)

@@ -9,3 +9,5 @@ pub mod irqchip;
 pub mod layout;
 pub mod loader;
 pub mod msrs;
+pub mod vcpu_state;
+pub mod vm_state;

@@ -4,6 +4,8 @@
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 
+/// `IA32_TSC_DEADLINE`: when the local APIC's timer fires.
+pub(super) const TSC_DEADLINE: u32 = 0x6e0;
 /// `IA32_MISC_ENABLE` (Intel SDM vol. 4, table 2-2).
 const MISC_ENABLE: u32 = 0x1a0;
 /// Fast strings; Linux leaves string instructions unused without.
@@ -37,6 +39,27 @@ pub fn set(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), kvm_ioctls::E
         if vcpu.set_msrs(&msrs)? != chunk.len() {
             return Err(kvm_ioctls::Error::new(libc::EINVAL));
         }
+    }
+    Ok(())
+}
+
+/// Writes `entries` of a saved state, in order. A register that KVM gives out but does not take
+/// back is no loss when it was zero.
+///
+/// # Errors
+/// What KVM says; `EINVAL` when it does not take one with a value.
+pub fn restore(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), kvm_ioctls::Error> {
+    let mut rest = entries;
+    while !rest.is_empty() {
+        let (chunk, _) = rest.split_at(rest.len().min(KVM_MAX_MSR_ENTRIES));
+        let msrs = Msrs::from_entries(chunk).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
+        let count = vcpu.set_msrs(&msrs)?;
+        let done = match chunk.get(count) {
+            None => count,
+            Some(refused) if refused.data == 0 => count + 1,
+            Some(_) => return Err(kvm_ioctls::Error::new(libc::EINVAL)),
+        };
+        rest = rest.get(done..).unwrap_or_default();
     }
     Ok(())
 }
