@@ -16,8 +16,12 @@ fail() {
     power_off
 }
 
+# Tells the console and the host what comes next.
 say() {
-    echo "node: $(cut -d' ' -f1 /proc/uptime) $1"
+    local uptime
+    read -r uptime _ < /proc/uptime
+    echo "node: $uptime $1"
+    echo "at $1" >&9
 }
 
 # Guest ports of the serial bus, by the name that the host gave them.
@@ -126,7 +130,7 @@ start_containerd() {
         echo -999 > /proc/self/oom_score_adj
         ulimit -n 1048576
         exec containerd > /node/containerd.log 2>&1
-    ) &
+    ) 9>&- &
     local tries
     for ((tries = 0; tries < 600; tries++)); do
         grep -q 'containerd successfully booted' /node/containerd.log && break
@@ -136,25 +140,28 @@ start_containerd() {
     ctr version > /dev/null || fail 'containerd does not answer'
 }
 
+control=$(port control)
+exec 9<> "$control"
+say 'modules'
 load_modules
+say 'mounts'
 mount_system
 mount_shares
 open_cgroups
-say 'mounts are ready'
 [[ -e /dev/kvm ]] || fail 'no /dev/kvm'
 # With nested virtualization under emulation, the first VM's start and the last one's end patch the kernel's code while
 # other processors run it, which can crash the node: one VM lives as long as the node does.
-/node/bin/node-hold-vm &
-/node/bin/node-registry /images > /node/registry.log 2>&1 &
+/node/bin/node-hold-vm 9>&- &
+/node/bin/node-registry /images > /node/registry.log 2>&1 9>&- &
+say 'network'
 open_network
+say 'release'
 install_release
 configure_containerd
-say 'starting containerd'
+say 'containerd'
 start_containerd
-say 'containerd is ready'
 
-control=$(port control)
-exec 9<> "$control"
+say 'command'
 echo ready >&9
 # The command gets no terminal of the node and no controlling port: only its three streams.
 setsid bash /node/command < "$(port stdin)" > "$(port stdout)" 2> "$(port stderr)" 9>&-

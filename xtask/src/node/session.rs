@@ -1,7 +1,7 @@
 //! One run of the node: the emulator, the streams between its command and us, and how it ended.
 //!
 //! Four ports of a virtio serial bus lead into the node: the command's stdin, stdout and stderr, and a control port on which the node
-//! says `ready` and `exit CODE`. Each is one end of a socket pair that the emulator inherits.
+//! says `at STAGE`, `ready` and `exit CODE`. Each is one end of a socket pair that the emulator inherits.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -106,9 +106,12 @@ fn converse(ports: Ports, step: Step) -> Result<Option<u8>> {
     let mut control = ports.control.try_clone()?;
     control.set_read_timeout(Some(START_LIMIT))?;
     let mut lines = BufReader::new(ports.control).lines();
-    match lines.next() {
-        Some(Ok(line)) if line == "ready" => step.done(),
-        _ => return Ok(None),
+    loop {
+        match lines.next() {
+            Some(Ok(line)) if line == "ready" => break step.done(),
+            Some(Ok(line)) => step.detail(&line),
+            _ => return Ok(None),
+        }
     }
     control.set_read_timeout(None)?;
     // The emulator drops what it has not read of a socket that is closed both ways: ours stays open after our stdin's end.
