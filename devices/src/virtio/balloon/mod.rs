@@ -157,12 +157,12 @@ impl VirtioDevice for Balloon {
                 return Err(ActivateError::QueueMissing(index));
             }
         }
-        let interrupt = Arc::clone(&activation.interrupt);
+        // From here on a new target is announced; the driver reads the present one itself.
+        *self.shared.interrupt() = Some(Arc::clone(&activation.interrupt));
         let handler = Box::new(BalloonHandler::new(activation, Arc::clone(&self.shared)));
         let attached = self.io.attach(handler);
         let action = "watch the balloon's queues";
         self.active = Some(attached.map_err(|source| ActivateError::Host { action, source })?);
-        *self.shared.interrupt() = Some(interrupt);
         Ok(())
     }
 

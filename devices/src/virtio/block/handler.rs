@@ -106,16 +106,18 @@ impl BlockHandler {
         self.interrupt_queues()
     }
 
+    /// Finishes what has completed, all of it even when a ring turns out to be broken:
+    /// [`Self::drain`] counts on every completion.
     fn reap(&mut self, backend: &mut dyn DiskBackend) -> Result<(), virtio_queue::Error> {
         let mut finished = Vec::new();
         backend.take_completions(&mut finished);
+        let mut outcome = Ok(());
         for Completion { tag, result } in finished {
-            let flight = self.flights.get_mut(tag).and_then(Option::take);
-            if let Some(flight) = flight {
-                self.finish(&flight, status_of(&result))?;
+            if let Some(flight) = self.flights.get_mut(tag).and_then(Option::take) {
+                outcome = outcome.and(self.finish(&flight, status_of(&result)));
             }
         }
-        Ok(())
+        outcome
     }
 
     /// Begins the requests of a queue until it is empty or nothing more may be in flight,

@@ -161,8 +161,10 @@ fn range(disk: Disk, sector: u64, len: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use virtio_queue::QueueT as _;
 
     use super::*;
+    use crate::virtio::testing::TestDriver;
 
     #[test]
     fn only_whole_sectors_on_the_disk_are_a_range() {
@@ -183,7 +185,51 @@ mod tests {
         }
     }
 
+    /// Where an operation begins and ends, and whether it changes the disk.
+    fn reach(operation: &DiskOperation) -> (u64, u64, bool) {
+        let total = |buffers: &GuestIovecs| buffers.left().iter().map(|v| v.iov_len as u64).sum();
+        let (offset, len, writes) = match operation {
+            DiskOperation::Read { offset, buffers } => (*offset, total(buffers), false),
+            DiskOperation::Write { offset, buffers } => (*offset, total(buffers), true),
+            DiskOperation::Flush => (0, 0, false),
+            DiskOperation::Discard { offset, len }
+            | DiskOperation::WriteZeroes { offset, len, .. } => (*offset, *len, true),
+        };
+        (offset, offset.checked_add(len).unwrap(), writes)
+    }
+
     proptest! {
+        #[test]
+        fn no_request_leaves_the_disk_or_writes_to_a_read_only_one(
+            kind in prop_oneof![0_u32..16, any::<u32>()],
+            sector in prop_oneof![0_u64..40, any::<u64>()],
+            output in prop::collection::vec(any::<u8>(), 0..40),
+            sectors in 0_usize..4,
+            input_len in 0_u32..1100,
+            read_only: bool,
+        ) {
+            let mut driver = TestDriver::new(1 << 16, &[8]);
+            let header = kind.to_le_bytes().into_iter().chain([0; 4]).chain(sector.to_le_bytes());
+            let readable: Vec<u8> = header.chain(output).chain(vec![0; 512 * sectors]).collect();
+            driver.request(0, &readable, input_len);
+            let mut queue = driver.queues[0].handle(0, false).queue;
+            let chain = queue.pop_descriptor_chain(driver.memory.as_ref()).unwrap();
+            let parts = Parts::of(chain, 8).unwrap();
+            let disk = Disk { len: 32 * SECTOR_LEN, read_only };
+            match Request::parse(parts, disk, &driver.memory) {
+                Ok(request) => {
+                    prop_assert_eq!(request.status.len(), 1);
+                    prop_assert!(request.data_len < input_len);
+                    if let Action::Start(operation) = request.action {
+                        let (start, end, writes) = reach(&operation);
+                        prop_assert!(start <= end && end <= disk.len);
+                        prop_assert!(!(writes && read_only));
+                    }
+                }
+                Err(_) => prop_assert_eq!(input_len, 0),
+            }
+        }
+
         #[test]
         fn a_range_never_leaves_the_disk(disk_len: u64, sector: u64, len: u64) {
             let disk = Disk { len: disk_len, read_only: false };

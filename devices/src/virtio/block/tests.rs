@@ -382,8 +382,7 @@ impl DiskBackend for SlowDisk {
     }
 }
 
-#[test]
-fn draining_finishes_what_is_in_flight_and_leaves_the_rest_in_the_queue() {
+fn slow_disk() -> (Block, TestDriver, mpsc::Receiver<usize>) {
     let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let (started, starts) = mpsc::channel();
     let disk = SlowDisk {
@@ -393,8 +392,29 @@ fn draining_finishes_what_is_in_flight_and_leaves_the_rest_in_the_queue() {
         started,
     };
     let thread = EventLoop::spawn("test-slow", Box::new(|| Ok(()))).unwrap();
-    let mut block = Block::new(config(false), Box::new(disk), thread);
-    let mut driver = TestDriver::new(1 << 20, block.queue_max_sizes());
+    let block = Block::new(config(false), Box::new(disk), thread);
+    let driver = TestDriver::new(1 << 20, block.queue_max_sizes());
+    (block, driver, starts)
+}
+
+#[test]
+fn a_ring_broken_under_an_operation_does_not_keep_the_disk_from_stopping() {
+    let (mut block, mut driver, starts) = slow_disk();
+    driver.start(&mut block, 0);
+    driver.request(0, &header(IN, 0, &[]), 513);
+    assert_eq!(starts.recv(), Ok(1));
+    driver.queues[0].publish(QUEUE_SIZE);
+    driver.queues[0].kick();
+    driver
+        .interrupt
+        .wait_until(|seen| !seen.needs_reset.is_empty());
+    assert_eq!(block.deactivate().len(), 1);
+    assert_eq!(driver.complete(0).len, 513);
+}
+
+#[test]
+fn draining_finishes_what_is_in_flight_and_leaves_the_rest_in_the_queue() {
+    let (mut block, mut driver, starts) = slow_disk();
     for sector in 0..3 {
         driver.request(0, &header(IN, sector, &[]), 513);
     }
