@@ -1,0 +1,225 @@
+//! What is done to existing processes and containers: signals, sizes, limits,
+//! freezing, counting, deletion.
+
+use std::time::Duration;
+
+use podvisor_proto::cgroups::Metrics;
+
+use super::process::Phase;
+use super::{ContainerError, Containers, ProcessKey};
+use crate::cgroup::Cgroup;
+use crate::oci::parse_resources;
+use crate::stage::terminal;
+use crate::sys::signal;
+
+/// SIGKILL.
+const KILL: u32 = 9;
+/// How long a killed process may take to be reaped. One that waits for the
+/// host's file system cannot be killed before that answers.
+const REAP_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Containers {
+    /// Sends a signal to a process, or to every process of its container.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError::NotFound`] for a process that has ended.
+    pub fn signal(&self, key: &ProcessKey, number: u32, all: bool) -> Result<(), ContainerError> {
+        let mut table = self.table();
+        if all {
+            let cgroup = table.container(&key.container_id)?.cgroup.clone();
+            drop(table);
+            return signal_all(&cgroup, number);
+        }
+        let process = table.process(key)?;
+        let id = if key.exec_id.is_empty() { &key.container_id } else { &key.exec_id };
+        match (process.phase(), &process.pidfd) {
+            (Phase::Ended, _) => Err(ContainerError::NotFound(format!("{id}: it has ended"))),
+            (_, None) => Err(ContainerError::Phase { id: id.clone(), reason: "it is not started" }),
+            (_, Some(pidfd)) => match signal::send(std::os::fd::AsFd::as_fd(pidfd), number) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                    Err(ContainerError::NotFound(format!("{id}: it has ended")))
+                }
+                sent => sent.map_err(|source| ContainerError::Signal { number, source }),
+            },
+        }
+    }
+
+    /// Sets the size of a process's terminal; one without a terminal ignores it.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError::NotFound`], [`ContainerError::Terminal`].
+    pub fn resize(&self, key: &ProcessKey, rows: u32, columns: u32) -> Result<(), ContainerError> {
+        let mut table = self.table();
+        let process = table.process(key)?;
+        process.size = (rows, columns);
+        match &process.terminal {
+            Some(master) => terminal::resize(std::os::fd::AsFd::as_fd(master), rows, columns)
+                .map_err(ContainerError::Terminal),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives a new terminal the size that was asked for while it was made.
+    pub(super) fn apply_late_size(&self, key: &ProcessKey) {
+        let size = self.table().process(key).map_or((0, 0), |process| process.size);
+        if size != (0, 0) {
+            // The terminal has a size already; this only corrects it.
+            let _ = self.resize(key, size.0, size.1);
+        }
+    }
+
+    /// Every process of a container, as guest pids.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError::NotFound`].
+    pub fn processes(&self, id: &str) -> Result<Vec<u32>, ContainerError> {
+        Ok(self.cgroup(id)?.processes())
+    }
+
+    /// Changes a container's limits.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError`]; limits written before the one that failed stay.
+    pub fn update(&self, id: &str, resources_json: &[u8]) -> Result<(), ContainerError> {
+        let resources = parse_resources(resources_json)?;
+        Ok(self.cgroup(id)?.update(&resources)?)
+    }
+
+    /// Stops every process of a container.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError`].
+    pub async fn pause(&self, id: &str) -> Result<(), ContainerError> {
+        let cgroup = self.running_cgroup(id)?;
+        Ok(cgroup.freeze().await?)
+    }
+
+    /// Lets them run again.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError`].
+    pub fn resume(&self, id: &str) -> Result<(), ContainerError> {
+        Ok(self.running_cgroup(id)?.thaw()?)
+    }
+
+    /// What a container uses; after its end, what it had used.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError::NotFound`].
+    pub fn metrics(&self, id: &str) -> Result<Metrics, ContainerError> {
+        let mut table = self.table();
+        let container = table.container(id)?;
+        Ok(container.last_metrics.clone().unwrap_or_else(|| container.cgroup.metrics()))
+    }
+
+    /// Frees an ended or never started process; an init with its container.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError::Phase`] while it runs.
+    pub async fn delete(&self, key: &ProcessKey) -> Result<(), ContainerError> {
+        {
+            let mut table = self.table();
+            let process = table.process(key)?;
+            if matches!(process.phase(), Phase::Creating | Phase::Starting | Phase::Running) {
+                let id = if key.exec_id.is_empty() { &key.container_id } else { &key.exec_id };
+                return Err(ContainerError::Phase { id: id.clone(), reason: "it has not ended" });
+            }
+            if !key.exec_id.is_empty() {
+                process.tokens.forget(&self.streams);
+                let container = table.container(&key.container_id)?;
+                container.execs.remove(&key.exec_id);
+                return Ok(());
+            }
+        }
+        self.discard(&key.container_id).await
+    }
+
+    /// Kills what is left of a container and removes every trace of it.
+    pub(super) async fn discard(&self, id: &str) -> Result<(), ContainerError> {
+        let cgroup = {
+            let mut table = self.table();
+            let container = table.container(id)?;
+            if container.deleting {
+                let id = id.to_owned();
+                return Err(ContainerError::Phase { id, reason: "it is being deleted" });
+            }
+            container.deleting = true;
+            container.cgroup.clone()
+        };
+        let removed = self.tear_down(id, &cgroup).await;
+        let mut table = self.table();
+        if removed.is_err() {
+            // It may be asked for again.
+            table.container(id)?.deleting = false;
+            return removed;
+        }
+        if let Some(container) = table.containers.remove(id) {
+            container.init.tokens.forget(&self.streams);
+            for exec in container.execs.values() {
+                exec.process.tokens.forget(&self.streams);
+            }
+            table.pids.retain(|_, key| key.container_id != id);
+        }
+        Ok(())
+    }
+
+    async fn tear_down(&self, id: &str, cgroup: &Cgroup) -> Result<(), ContainerError> {
+        cgroup.kill()?;
+        let reaped = tokio::time::timeout(REAP_TIMEOUT, self.wait_for_end(id));
+        if reaped.await.is_err() {
+            let id = id.to_owned();
+            return Err(ContainerError::Phase { id, reason: "its processes cannot be killed now" });
+        }
+        Ok(cgroup.remove().await?)
+    }
+
+    /// Waits until a container's init has been reaped.
+    async fn wait_for_end(&self, id: &str) {
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            let phase = self.table().container(id).map(|container| container.init.phase());
+            match phase {
+                Ok(Phase::Creating | Phase::Created | Phase::Starting | Phase::Running) => ended.await,
+                Ok(Phase::Ended) | Err(_) => return,
+            }
+        }
+    }
+
+    fn cgroup(&self, id: &str) -> Result<Cgroup, ContainerError> {
+        Ok(self.table().container(id)?.cgroup.clone())
+    }
+
+    fn running_cgroup(&self, id: &str) -> Result<Cgroup, ContainerError> {
+        let mut table = self.table();
+        let container = table.container(id)?;
+        if container.init.phase() == Phase::Running {
+            return Ok(container.cgroup.clone());
+        }
+        let id = id.to_owned();
+        Err(ContainerError::Phase { id, reason: "the container is not running" })
+    }
+}
+
+fn signal_all(cgroup: &Cgroup, number: u32) -> Result<(), ContainerError> {
+    if number == KILL {
+        return Ok(cgroup.kill()?);
+    }
+    for pid in cgroup.processes() {
+        match signal::send_to_pid(pid, number) {
+            // It ended between the list and the signal.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            sent => sent.map_err(|source| ContainerError::Signal { number, source })?,
+        }
+    }
+    Ok(())
+}

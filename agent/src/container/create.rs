@@ -1,0 +1,172 @@
+//! Creating containers and promising execs.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use podvisor_proto::agent::v1::{Stdio, StreamTokens};
+
+use super::launch::{Launch, Launched};
+use super::process::{Phase, Process, ProcessStreams};
+use super::{Container, ContainerError, Containers, Exec, ProcessKey, check_id};
+use crate::cgroup::Cgroup;
+use crate::oci::{NamespaceKind, Spec, parse_process};
+use crate::stage::CONTAINER_INIT;
+use crate::stage::protocol::StageConfig;
+
+impl Containers {
+    /// Creates a container, its init prepared up to execve. Returns init's pid
+    /// and the streams.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError`]; nothing is left of the container then.
+    pub async fn create(
+        &self,
+        id: &str,
+        spec_json: Vec<u8>,
+        stdio: &Stdio,
+    ) -> Result<(u32, StreamTokens), ContainerError> {
+        check_id(id)?;
+        let spec = Spec::parse(&spec_json)?;
+        if self.table().containers.contains_key(id) {
+            return Err(ContainerError::Exists(id.to_owned()));
+        }
+        let cgroup = Cgroup::create(id, &spec.linux.resources)?;
+        let tokens = ProcessStreams::issue(stdio, &self.streams).map_err(ContainerError::Streams)?;
+        let launched = match self.launch_init(&spec, &spec_json, &cgroup, &tokens, stdio) {
+            Ok(launched) => launched,
+            Err(error) => {
+                tokens.forget(&self.streams);
+                // Nothing ran in it, so it is empty.
+                let _ = cgroup.remove().await;
+                return Err(error);
+            }
+        };
+        self.oom.add(&cgroup);
+        let pid = launched.pid.as_raw_nonzero().get().unsigned_abs();
+        let message = tokens.to_message();
+        let mut init = Process::new(Phase::Creating, tokens);
+        init.pid = pid;
+        init.pidfd = Some(Arc::new(launched.pidfd));
+        self.insert(id, Container {
+            spec_json,
+            cgroup,
+            init,
+            execs: std::collections::HashMap::new(),
+            oom_kills: 0,
+            last_metrics: None,
+            deleting: false,
+        });
+        let key = ProcessKey { container_id: id.to_owned(), exec_id: String::new() };
+        let prepared = launched.handshake.prepared().await.map_err(ContainerError::from);
+        let created = match prepared {
+            Ok(terminal) => self.adopt(&key, terminal, Some(launched.handshake)),
+            Err(error) => Err(error),
+        };
+        match created {
+            Ok(()) => Ok((pid, message)),
+            Err(error) => {
+                // What failed first is what the caller has to hear.
+                let _ = self.discard(id).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Promises an additional process; it is made when it is started.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError`].
+    pub fn create_exec(
+        &self,
+        key: &ProcessKey,
+        process_json: Vec<u8>,
+        stdio: &Stdio,
+    ) -> Result<StreamTokens, ContainerError> {
+        check_id(&key.exec_id)?;
+        parse_process(&process_json)?;
+        let mut table = self.table();
+        let container = table.container(&key.container_id)?;
+        if container.execs.contains_key(&key.exec_id) {
+            return Err(ContainerError::Exists(key.exec_id.clone()));
+        }
+        if container.init.phase() != Phase::Running {
+            let id = key.container_id.clone();
+            return Err(ContainerError::Phase { id, reason: "the container is not running" });
+        }
+        let tokens = ProcessStreams::issue(stdio, &self.streams).map_err(ContainerError::Streams)?;
+        let message = tokens.to_message();
+        let mut process = Process::new(Phase::Created, tokens);
+        process.size = (stdio.rows, stdio.columns);
+        let exec = Exec { process, process_json, terminal: stdio.terminal };
+        container.execs.insert(key.exec_id.clone(), exec);
+        Ok(message)
+    }
+
+    fn launch_init(
+        &self,
+        spec: &Spec,
+        spec_json: &[u8],
+        cgroup: &Cgroup,
+        tokens: &ProcessStreams,
+        stdio: &Stdio,
+    ) -> Result<Launched, ContainerError> {
+        let own_pid = spec.linux.has_own(NamespaceKind::Pid);
+        let own_user = spec.linux.has_own(NamespaceKind::User);
+        let pod_pid = (!own_pid).then(|| self.pod_pid()).transpose().map_err(ContainerError::Streams)?;
+        let mut flags = 0;
+        for (own, flag) in [(own_pid, libc::CLONE_NEWPID), (own_user, libc::CLONE_NEWUSER)] {
+            flags |= if own { u64::from(flag.unsigned_abs()) } else { 0 };
+        }
+        let directory = cgroup.open()?;
+        let launch = Launch {
+            stage: CONTAINER_INIT,
+            config: StageConfig {
+                spec_json: spec_json.to_vec(),
+                process_json: Vec::new(),
+                terminal: stdio.terminal,
+                rows: stdio.rows,
+                columns: stdio.columns,
+            },
+            stdio: tokens.open(&self.streams, stdio.terminal).map_err(ContainerError::Streams)?,
+            cgroup: directory.as_fd(),
+            flags,
+            pid_namespace_of: pod_pid.as_deref().map(std::os::fd::AsFd::as_fd),
+            container: None,
+            user_maps: own_user.then_some(&spec.linux),
+        };
+        Ok(launch.start()?)
+    }
+
+    /// From here on the reaper knows the pid; no await may lie between the
+    /// start of the process and this.
+    fn insert(&self, id: &str, container: Container) {
+        let key = ProcessKey { container_id: id.to_owned(), exec_id: String::new() };
+        let mut table = self.table();
+        table.pids.insert(container.init.pid, key);
+        table.containers.insert(id.to_owned(), container);
+    }
+
+    /// Takes over what a prepared stage has brought.
+    pub(super) fn adopt(
+        &self,
+        key: &ProcessKey,
+        terminal: Option<std::os::fd::OwnedFd>,
+        handshake: Option<super::launch::Handshake>,
+    ) -> Result<(), ContainerError> {
+        let mut table = self.table();
+        let process = table.process(key)?;
+        if let Some(master) = &terminal {
+            process.tokens.open_terminal(&self.streams, master).map_err(ContainerError::Streams)?;
+        }
+        process.terminal = terminal;
+        process.handshake = handshake;
+        // An init moves on to created; an exec is starting already.
+        if process.phase() == Phase::Ended {
+            return Err(super::LaunchError::Died.into());
+        }
+        process.advance(Phase::Created);
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! The agent's life after boot: one thread, one runtime, two vsock ports.
+
+use std::io;
+use std::sync::Arc;
+
+use podvisor_proto::agent::v1::{AgentServer, Ready};
+use podvisor_proto::agent::{AGENT_PORT, PROTOCOL_VERSION, READY_PORT, STREAM_PORT};
+use podvisor_proto::ttrpc::Server;
+use prost::Message as _;
+use tokio::io::AsyncWriteExt as _;
+
+use crate::clock;
+use crate::container::{Containers, watch_memory};
+use crate::reaper::Reaper;
+use crate::service::AgentService;
+use crate::streams;
+use crate::sys::vsock::{VsockListener, VsockStream};
+
+/// Why the agent stopped serving.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct ServeError {
+    what: &'static str,
+    source: io::Error,
+}
+
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+    move |source| ServeError { what, source }
+}
+
+/// Serves until something that cannot fail fails.
+///
+/// # Errors
+///
+/// [`ServeError`].
+pub fn run(started_ns: u64) -> Result<(), ServeError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed("make the runtime"))?;
+    runtime.block_on(serve(started_ns))
+}
+
+async fn serve(started_ns: u64) -> Result<(), ServeError> {
+    let reaper = Reaper::new().map_err(failed("listen for ended children"))?;
+    let containers = Arc::new(Containers::new().map_err(failed("watch memory"))?);
+    // Both ports are bound before any container exists that could take them.
+    let calls = VsockListener::bind(AGENT_PORT).map_err(failed("listen for calls"))?;
+    let streams = VsockListener::bind(STREAM_PORT).map_err(failed("listen for streams"))?;
+    let service = AgentService::new(containers.clone());
+    let server = Server::new().with_service(AgentServer::new(Arc::new(service)));
+    send_ready(started_ns).await.map_err(failed("report to the host"))?;
+    tokio::spawn(watch_memory(containers.clone()));
+    tokio::select! {
+        result = reaper.run(|ended| containers.reaped(ended)) => result.map_err(failed("reap")),
+        result = serve_calls(calls, server) => result.map_err(failed("accept calls")),
+        result = serve_streams(streams, &containers) => result.map_err(failed("accept streams")),
+    }
+}
+
+async fn send_ready(started_ns: u64) -> io::Result<()> {
+    let ready = Ready {
+        protocol_version: PROTOCOL_VERSION,
+        build_id: env!("CARGO_PKG_VERSION").to_owned(),
+        agent_started_ns: started_ns,
+        ready_ns: clock::monotonic_ns(),
+        kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+    };
+    let mut host = VsockStream::connect_to_host(READY_PORT).await?;
+    host.write_all(&ready.encode_length_delimited_to_vec()).await?;
+    host.shutdown().await
+}
+
+async fn serve_calls(listener: VsockListener, server: Server) -> io::Result<()> {
+    loop {
+        let connection = listener.accept().await?;
+        let server = server.clone();
+        tokio::spawn(async move {
+            // The shim reconnects after a broken frame or a lost connection.
+            if let Err(error) = server.serve(connection).await {
+                tracing::warn!(%error, "connection ended");
+            }
+        });
+    }
+}
+
+async fn serve_streams(listener: VsockListener, containers: &Containers) -> io::Result<()> {
+    loop {
+        let connection = listener.accept().await?;
+        tokio::spawn(streams::accept(containers.streams.clone(), connection));
+    }
+}
