@@ -1,6 +1,11 @@
 //! What the `podvisor` command does, as a library that tests and benchmarks share.
 
+pub mod command;
 pub mod leftovers;
 
+mod check;
+mod cri;
 mod manifest;
+mod pods;
+mod run;
 mod translate;

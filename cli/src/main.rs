@@ -1,3 +1,7 @@
 //! The command line: check a node, run a pod manifest, look into pods.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    podvisor::command::main()
+}

@@ -56,11 +56,13 @@ pub struct EnvVar {
 
 /// Where a variable's value comes from.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub enum EnvSource {
-    ConfigMapKeyRef(KeySelector),
-    SecretKeyRef(KeySelector),
-    FieldRef(FieldSelector),
+    #[serde(rename = "configMapKeyRef")]
+    ConfigMapKey(KeySelector),
+    #[serde(rename = "secretKeyRef")]
+    SecretKey(KeySelector),
+    #[serde(rename = "fieldRef")]
+    Field(FieldSelector),
 }
 
 /// One key of a ConfigMap or Secret.

@@ -64,6 +64,9 @@ pub enum ManifestError {
     /// No pod, or several.
     #[error("the manifest has {0} pods; podvisor run takes one")]
     Pods(usize),
+    /// Another document where a RuntimeClass should be.
+    #[error("the document is no RuntimeClass")]
+    NoRuntimeClass,
 }
 
 /// One field a line.
@@ -86,7 +89,7 @@ impl Manifest {
     ///
     /// See [`ManifestError`]; all unsupported fields are reported together.
     pub fn parse(text: &str) -> Result<Self, ManifestError> {
-        let documents: Vec<Value> = serde_saphyr::from_multiple(text)
+        let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, yaml_options())
             .map_err(|error| ManifestError::Syntax(error.to_string()))?;
         let mut reader = Reader::default();
         for (index, document) in documents.into_iter().enumerate() {
@@ -94,6 +97,30 @@ impl Manifest {
         }
         reader.finish()
     }
+}
+
+/// Reads a RuntimeClass that stands alone.
+///
+/// # Errors
+///
+/// As [`Manifest::parse`].
+pub fn runtime_class(text: &str) -> Result<RuntimeClass, ManifestError> {
+    let mut reader = Reader::default();
+    let document = serde_saphyr::from_str_with_options(text, yaml_options())
+        .map_err(|error| ManifestError::Syntax(error.to_string()))?;
+    reader.read(1, document)?;
+    if !reader.unsupported.is_empty() {
+        return Err(ManifestError::Unsupported(reader.unsupported));
+    }
+    reader
+        .runtime_classes
+        .pop()
+        .ok_or(ManifestError::NoRuntimeClass)
+}
+
+/// Kubernetes reads YAML 1.1, where file modes such as 0644 are octal.
+fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! { legacy_octal_numbers: true }
 }
 
 /// Collects documents by kind.

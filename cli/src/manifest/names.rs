@@ -101,13 +101,6 @@ impl Name {
     }
 }
 
-impl Key {
-    /// The key as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 impl RelativePath {
     /// The path as text.
     pub fn as_str(&self) -> &str {

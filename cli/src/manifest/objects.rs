@@ -112,6 +112,13 @@ pub struct RuntimeClass {
     pub overhead: Overhead,
 }
 
+impl RuntimeClass {
+    /// What pods call it.
+    pub fn name(&self) -> &Name {
+        &self.metadata.name
+    }
+}
+
 /// What a pod needs besides its containers.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -132,11 +132,9 @@ impl Source<'_> {
             None => Ok(Some(
                 earlier.expand(variable.value.as_deref().unwrap_or_default()),
             )),
-            Some(EnvSource::ConfigMapKeyRef(key)) => {
-                self.key(variable, key, config_maps, "ConfigMap")
-            }
-            Some(EnvSource::SecretKeyRef(key)) => self.key(variable, key, secrets, "Secret"),
-            Some(EnvSource::FieldRef(field)) => {
+            Some(EnvSource::ConfigMapKey(key)) => self.key(variable, key, config_maps, "ConfigMap"),
+            Some(EnvSource::SecretKey(key)) => self.key(variable, key, secrets, "Secret"),
+            Some(EnvSource::Field(field)) => {
                 let value = self.field(&field.field_path);
                 value.map(Some).ok_or_else(|| TranslateError::Field {
                     container: self.container.name.to_string(),

@@ -1,0 +1,185 @@
+//! containerd, and its configuration of our runtime.
+
+use std::path::Path;
+
+use podvisor_proto::cri::v1::{StatusResponse, VersionResponse};
+use serde::Deserialize;
+
+use super::Check;
+use crate::cri::Cri;
+
+/// The runtime that our handler must name.
+const RUNTIME_TYPE: &str = "io.containerd.podvisor.v2";
+/// What lets our annotations through.
+const ANNOTATIONS: &str = "podvisor.io/*";
+/// Where admins read how to configure it.
+const GUIDE: &str = "see runtimeclass/README.md";
+
+/// Version, conditions, and the handlers that run pods in machines.
+pub async fn checks(address: &Path) -> Vec<Check> {
+    let name = "containerd";
+    let cri = match Cri::connect(address).await {
+        Ok(cri) => cri,
+        Err(error) => return vec![Check::bad(name, error.to_string(), "start containerd")],
+    };
+    match tokio::try_join!(cri.version(), cri.status()) {
+        Ok((version, status)) => {
+            let mut checks = vec![runtime(&version), conditions(&status)];
+            let json = status.info.get("config").map_or("", String::as_str);
+            checks.extend(handlers(json));
+            checks
+        }
+        Err(error) => vec![Check::bad(
+            name,
+            error.to_string(),
+            "switch its CRI plugin on",
+        )],
+    }
+}
+
+fn runtime(version: &VersionResponse) -> Check {
+    let name = "containerd";
+    let text = version.runtime_version.trim_start_matches('v');
+    let found = format!("{} {text}", version.runtime_name);
+    let mut numbers = text
+        .split(['.', '-', '~', '+'])
+        .map_while(|part| part.parse::<u32>().ok());
+    let at_least = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (1, 7);
+    match at_least && version.runtime_name == "containerd" {
+        true => Check::good(name, found),
+        false => Check::bad(name, found, "use containerd 1.7 or later"),
+    }
+}
+
+fn conditions(status: &StatusResponse) -> Check {
+    let name = "containerd is ready";
+    let conditions = status.status.iter().flat_map(|status| &status.conditions);
+    let bad: Vec<String> = conditions
+        .filter(|condition| !condition.status)
+        .map(|condition| format!("{}: {}", condition.r#type, condition.message))
+        .collect();
+    match bad.is_empty() {
+        true => Check::good(name, "runtime and network"),
+        false => Check::bad(
+            name,
+            bad.join("; "),
+            "put a CNI configuration into /etc/cni/net.d",
+        ),
+    }
+}
+
+/// The part of containerd's CRI configuration that matters, as its verbose status has it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct CriConfig {
+    containerd: ContainerdConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ContainerdConfig {
+    runtimes: std::collections::BTreeMap<String, RuntimeConfig>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RuntimeConfig {
+    #[serde(rename = "runtimeType")]
+    runtime_type: String,
+    #[serde(
+        rename = "PodAnnotations",
+        alias = "podAnnotations",
+        alias = "pod_annotations"
+    )]
+    pod_annotations: Option<Vec<String>>,
+    privileged_without_host_devices: bool,
+}
+
+fn handlers(config: &str) -> Vec<Check> {
+    let name = "containerd: handler";
+    let config: CriConfig = match serde_json::from_str(config) {
+        Ok(config) => config,
+        Err(error) => {
+            let found = format!("its configuration cannot be read: {error}");
+            return vec![Check::bad(name, found, "use containerd 1.7 or later")];
+        }
+    };
+    let ours = config.containerd.runtimes.into_iter();
+    let ours: Vec<_> = ours
+        .filter(|(_, runtime)| runtime.runtime_type == RUNTIME_TYPE)
+        .collect();
+    if ours.is_empty() {
+        return vec![Check::bad(
+            name,
+            format!("none of type {RUNTIME_TYPE}"),
+            GUIDE,
+        )];
+    }
+    ours.into_iter()
+        .map(|(handler, runtime)| settings(&handler, &runtime))
+        .collect()
+}
+
+fn settings(handler: &str, runtime: &RuntimeConfig) -> Check {
+    let name = format!("containerd: handler {handler}");
+    let annotations = runtime
+        .pod_annotations
+        .iter()
+        .flatten()
+        .any(|entry| entry == ANNOTATIONS);
+    let mut missing = Vec::new();
+    if !annotations {
+        missing.push(format!("pod_annotations = [{ANNOTATIONS:?}]"));
+    }
+    if !runtime.privileged_without_host_devices {
+        missing.push("privileged_without_host_devices = true".to_owned());
+    }
+    match missing.is_empty() {
+        true => Check::good(name, RUNTIME_TYPE),
+        false => Check::bad(name, format!("without {}", missing.join(", ")), GUIDE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(text: &str) -> bool {
+        let version = VersionResponse {
+            runtime_name: "containerd".into(),
+            runtime_version: text.into(),
+            ..VersionResponse::default()
+        };
+        runtime(&version).ok
+    }
+
+    #[test]
+    fn versions_from_1_7_on_are_taken() {
+        assert!(version("1.7.24") && version("v2.1.9") && version("1.7.24~ds1"));
+        assert!(!version("1.6.36") && !version("") && !version("unknown"));
+    }
+
+    #[test]
+    fn a_handler_needs_its_settings() {
+        let config = |settings: &str| {
+            format!(
+                r#"{{"containerd": {{"runtimes": {{"runc": {{"runtimeType": "io.containerd.runc.v2"}},
+                "vm": {{"runtimeType": "io.containerd.podvisor.v2"{settings}}}}}}}}}"#
+            )
+        };
+        let good = config(
+            r#", "PodAnnotations": ["podvisor.io/*"], "privileged_without_host_devices": true"#,
+        );
+        assert_eq!(
+            handlers(&good),
+            [Check::good("containerd: handler vm", RUNTIME_TYPE)]
+        );
+        let bare = handlers(&config(""));
+        assert!(bare[0].found.contains("pod_annotations"), "{bare:?}");
+        assert!(
+            bare[0].found.contains("privileged_without_host_devices"),
+            "{bare:?}"
+        );
+        assert!(!handlers("{}")[0].ok && !handlers("")[0].ok);
+    }
+}
