@@ -50,7 +50,8 @@ pub struct DeviceSlot {
 pub enum Console {
     /// No serial port.
     Off,
-    /// A port without an interrupt line, for the kernel's messages; its last output is kept.
+    /// A port without an interrupt line, for the kernel's messages; its last output is kept. A
+    /// guest that reads from it polls.
     Log,
     /// A port with its line, for the kernel's messages and a login; its last output is kept.
     Terminal,
@@ -152,7 +153,11 @@ impl KernelArgs {
         if args.len() > Self::MAX_LEN {
             return Err(ConfigError::KernelArgsLen(args.len()));
         }
-        match args.bytes().enumerate().find(|(_, byte)| !matches!(byte, b' '..=b'~')) {
+        match args
+            .bytes()
+            .enumerate()
+            .find(|(_, byte)| !matches!(byte, b' '..=b'~'))
+        {
             Some((position, byte)) => Err(ConfigError::KernelArgsByte { byte, position }),
             None => Ok(Self(args.to_owned())),
         }
@@ -182,10 +187,21 @@ mod tests {
 
     #[test]
     fn memory_is_whole_pages_within_bounds() {
-        for bytes in [0, MemorySize::MIN - 4096, MemorySize::MIN + 1, MemorySize::MAX + 4096] {
-            assert_eq!(MemorySize::from_bytes(bytes), Err(ConfigError::Memory(bytes)));
+        for bytes in [
+            0,
+            MemorySize::MIN - 4096,
+            MemorySize::MIN + 1,
+            MemorySize::MAX + 4096,
+        ] {
+            assert_eq!(
+                MemorySize::from_bytes(bytes),
+                Err(ConfigError::Memory(bytes))
+            );
         }
-        assert_eq!(MemorySize::from_bytes(128 << 20).unwrap().bytes(), 128 << 20);
+        assert_eq!(
+            MemorySize::from_bytes(128 << 20).unwrap().bytes(),
+            128 << 20
+        );
     }
 
     proptest! {

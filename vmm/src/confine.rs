@@ -71,8 +71,12 @@ const RUNTIME: &[i64] = &[
 const VCPU: &[i64] = &[libc::SYS_epoll_ctl];
 
 /// The event loop, and packets through a tap.
-const IO: &[i64] =
-    &[libc::SYS_epoll_ctl, libc::SYS_epoll_pwait, libc::SYS_epoll_wait, libc::SYS_readv];
+const IO: &[i64] = &[
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
+    libc::SYS_readv,
+];
 
 /// The event loop, and io_uring or what stands in for it.
 const DISK: &[i64] = &[
@@ -164,8 +168,16 @@ impl ThreadKind {
                 ioctls: &[KVM_RUN, KVM_SIGNAL_MSI, TUNSETOFFLOAD],
                 capabilities: &[],
             },
-            Self::Io => Rights { calls: IO, ioctls: &[KVM_SIGNAL_MSI], capabilities: &[] },
-            Self::Disk => Rights { calls: DISK, ioctls: &[KVM_SIGNAL_MSI], capabilities: &[] },
+            Self::Io => Rights {
+                calls: IO,
+                ioctls: &[KVM_SIGNAL_MSI],
+                capabilities: &[],
+            },
+            Self::Disk => Rights {
+                calls: DISK,
+                ioctls: &[KVM_SIGNAL_MSI],
+                capabilities: &[],
+            },
             Self::Fs => Rights {
                 calls: FS,
                 ioctls: &[KVM_SIGNAL_MSI],
@@ -210,14 +222,22 @@ pub fn spawn_io_loop() -> io::Result<EventLoop> {
 }
 
 fn filter(rights: &Rights) -> Result<BpfProgram, BackendError> {
-    let calls = RUNTIME.iter().chain(rights.calls).map(|&call| (call, Vec::new()));
+    let calls = RUNTIME
+        .iter()
+        .chain(rights.calls)
+        .map(|&call| (call, Vec::new()));
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls.collect();
     let ioctls = rights.ioctls.iter().map(|&request| ioctl_rule(request));
     rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);
     // A call outside of the list is an attack or a defect; either way the pod ends, and what
     // it leaves behind is cleaned up as after any other death of this process.
-    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?
-        .try_into()
+    SeccompFilter::new(
+        rules,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )?
+    .try_into()
 }
 
 fn ioctl_rule(request: u32) -> Result<SeccompRule, BackendError> {
@@ -247,8 +267,15 @@ const CAPABILITY_VERSION: u32 = 0x2008_0522;
 /// Leaves the calling thread those of its capabilities that are in `kept`. The raw call acts on
 /// one thread; the C library has no other.
 fn limit_capabilities(kept: &[u32]) -> io::Result<()> {
-    let header = CapHeader { version: CAPABILITY_VERSION, pid: 0 };
-    let mut sets = [CapData { effective: 0, permitted: 0, inheritable: 0 }; 2];
+    let header = CapHeader {
+        version: CAPABILITY_VERSION,
+        pid: 0,
+    };
+    let mut sets = [CapData {
+        effective: 0,
+        permitted: 0,
+        inheritable: 0,
+    }; 2];
     // SAFETY: Header and data have the layout of version 3, which is two data elements; the
     // kernel writes no more than them.
     let read = unsafe { libc::syscall(libc::SYS_capget, &raw const header, sets.as_mut_ptr()) };
@@ -256,14 +283,21 @@ fn limit_capabilities(kept: &[u32]) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     for (set, first) in sets.iter_mut().zip([0, 32]) {
-        let bits = kept.iter().filter_map(|cap| cap.checked_sub(first)).filter(|&bit| bit < 32);
+        let bits = kept
+            .iter()
+            .filter_map(|cap| cap.checked_sub(first))
+            .filter(|&bit| bit < 32);
         set.permitted &= bits.fold(0, |mask, bit| mask | 1 << bit);
         set.effective = set.permitted;
         set.inheritable = 0;
     }
     // SAFETY: As above; the kernel only reads.
     let written = unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };
-    if written == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if written == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]
@@ -275,7 +309,10 @@ mod tests {
     /// `CapEff` of the calling thread.
     fn effective() -> u64 {
         let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("CapEff:"))
+            .unwrap();
         u64::from_str_radix(line.trim(), 16).unwrap()
     }
 
@@ -294,7 +331,12 @@ mod tests {
 
     #[test]
     fn every_kind_of_thread_has_a_filter_that_compiles() {
-        for kind in [ThreadKind::Vcpu, ThreadKind::Io, ThreadKind::Disk, ThreadKind::Fs] {
+        for kind in [
+            ThreadKind::Vcpu,
+            ThreadKind::Io,
+            ThreadKind::Disk,
+            ThreadKind::Fs,
+        ] {
             assert!(!filter(&kind.rights()).unwrap().is_empty(), "{kind:?}");
         }
     }

@@ -86,8 +86,17 @@ fn panic_message(console_tail: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(console_tail);
     let (_, message) = text.rsplit_once(PANIC_MARK)?;
     let line = message.lines().next().unwrap_or_default();
-    let printable = line.chars().filter(|c| !c.is_control()).take(MAX_PANIC_LEN).collect::<String>();
-    Some(printable.trim_start_matches([':', ' ']).trim_end().to_owned())
+    let printable = line
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_PANIC_LEN)
+        .collect::<String>();
+    Some(
+        printable
+            .trim_start_matches([':', ' '])
+            .trim_end()
+            .to_owned(),
+    )
 }
 
 #[cfg(test)]
@@ -96,8 +105,11 @@ mod tests {
 
     #[test]
     fn a_reset_after_a_panic_message_is_a_panic() {
-        let console = b"[    0.5] Kernel panic - not syncing: VFS: Unable to mount\r\n[    0.6] CPU: 0\r\n";
-        let expected = EndReason::GuestPanic { message: "VFS: Unable to mount".to_owned() };
+        let console =
+            b"[    0.5] Kernel panic - not syncing: VFS: Unable to mount\r\n[    0.6] CPU: 0\r\n";
+        let expected = EndReason::GuestPanic {
+            message: "VFS: Unable to mount".to_owned(),
+        };
         assert_eq!(EndReason::Reset.classified(console), expected);
         assert_eq!(EndReason::TripleFault.classified(console), expected);
     }
@@ -107,12 +119,20 @@ mod tests {
         let console = b"Kernel panic - not syncing: x";
         assert_eq!(EndReason::Shutdown.classified(console), EndReason::Shutdown);
         assert_eq!(EndReason::Killed.classified(console), EndReason::Killed);
-        assert_eq!(EndReason::Reset.classified(b"reboot: Restarting system"), EndReason::Reset);
+        assert_eq!(
+            EndReason::Reset.classified(b"reboot: Restarting system"),
+            EndReason::Reset
+        );
     }
 
     #[test]
     fn a_guests_message_is_printable_and_short() {
-        let console = [b"Kernel panic - not syncing: \x1b[31m".as_slice(), &[b'x'; 500], b"\xff"].concat();
+        let console = [
+            b"Kernel panic - not syncing: \x1b[31m".as_slice(),
+            &[b'x'; 500],
+            b"\xff",
+        ]
+        .concat();
         let EndReason::GuestPanic { message } = EndReason::Reset.classified(&console) else {
             panic!("not a panic");
         };

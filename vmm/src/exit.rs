@@ -134,21 +134,51 @@ mod tests {
 
     fn buses() -> Buses {
         let buses = Buses::default();
-        buses.ports.insert(0x3f8, 4, Arc::new(Register::default())).unwrap();
-        buses.mmio.insert(0xe000_0000, 4, Arc::new(Register::default())).unwrap();
+        buses
+            .ports
+            .insert(0x3f8, 4, Arc::new(Register::default()))
+            .unwrap();
+        buses
+            .mmio
+            .insert(0xe000_0000, 4, Arc::new(Register::default()))
+            .unwrap();
         buses
     }
 
     #[test]
     fn ports_and_addresses_are_different_spaces() {
         let buses = buses();
-        assert_eq!(dispatch(Exit::PortWrite { port: 0x3f8, data: &[1, 2] }, &buses), Next::Enter);
-        let write = Exit::MmioWrite { address: 0xe000_0000, data: &[3, 4] };
+        assert_eq!(
+            dispatch(
+                Exit::PortWrite {
+                    port: 0x3f8,
+                    data: &[1, 2]
+                },
+                &buses
+            ),
+            Next::Enter
+        );
+        let write = Exit::MmioWrite {
+            address: 0xe000_0000,
+            data: &[3, 4],
+        };
         assert_eq!(dispatch(write, &buses), Next::Enter);
         let mut data = [0; 2];
-        assert_eq!(dispatch(Exit::PortRead { port: 0x3f8, data: &mut data }, &buses), Next::Enter);
+        assert_eq!(
+            dispatch(
+                Exit::PortRead {
+                    port: 0x3f8,
+                    data: &mut data
+                },
+                &buses
+            ),
+            Next::Enter
+        );
         assert_eq!(data, [1, 2]);
-        let read = Exit::MmioRead { address: 0xe000_0000, data: &mut data };
+        let read = Exit::MmioRead {
+            address: 0xe000_0000,
+            data: &mut data,
+        };
         assert_eq!(dispatch(read, &buses), Next::Enter);
         assert_eq!(data, [3, 4]);
     }
@@ -156,10 +186,22 @@ mod tests {
     #[test]
     fn an_address_nobody_answers_reads_all_ones() {
         let mut data = [0; 4];
-        let read = Exit::MmioRead { address: 0x1234_5678_9abc, data: &mut data };
+        let read = Exit::MmioRead {
+            address: 0x1234_5678_9abc,
+            data: &mut data,
+        };
         assert_eq!(dispatch(read, &buses()), Next::Enter);
         assert_eq!(data, [0xff; 4]);
-        assert_eq!(dispatch(Exit::PortWrite { port: 0xffff, data: &[0] }, &buses()), Next::Enter);
+        assert_eq!(
+            dispatch(
+                Exit::PortWrite {
+                    port: 0xffff,
+                    data: &[0]
+                },
+                &buses()
+            ),
+            Next::Enter
+        );
     }
 
     #[test]
@@ -167,13 +209,18 @@ mod tests {
         let triple = dispatch(Exit::TripleFault, &buses());
         assert_eq!(triple, Next::End(EndReason::TripleFault));
         let fatal = [
-            Exit::EntryFailed { reason: 0x8000_0021 },
+            Exit::EntryFailed {
+                reason: 0x8000_0021,
+            },
             Exit::InternalError,
             Exit::Unexpected("Nmi".to_owned()),
         ];
         for exit in fatal {
             let next = dispatch(exit, &buses());
-            assert!(matches!(next, Next::End(EndReason::KvmError { .. })), "{next:?}");
+            assert!(
+                matches!(next, Next::End(EndReason::KvmError { .. })),
+                "{next:?}"
+            );
         }
     }
 }

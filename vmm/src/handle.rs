@@ -44,7 +44,9 @@ impl Vm {
     /// # Errors
     /// [`StartError`]; nothing of the machine is left then, and no event is sent.
     pub fn start(config: VmConfig, events: EventSink) -> Result<VmHandle, StartError> {
-        let handle = VmHandle { machine: Arc::new(Machine::boot(config, events)?) };
+        let handle = VmHandle {
+            machine: Arc::new(Machine::boot(config, events)?),
+        };
         handle.machine.control.order_run();
         Ok(handle)
     }
@@ -62,7 +64,9 @@ impl Vm {
         events: EventSink,
     ) -> Result<VmHandle, RestoreError> {
         let state = MachineState::parse(state)?;
-        let handle = VmHandle { machine: Arc::new(Machine::around(ram, config, events)?) };
+        let handle = VmHandle {
+            machine: Arc::new(Machine::around(ram, config, events)?),
+        };
         state.restore(&handle.machine)?;
         Ok(handle)
     }
@@ -103,7 +107,11 @@ impl VmHandle {
     /// [`OrderError::Ended`] when the machine has ended.
     pub fn resume(&self) -> Result<(), OrderError> {
         self.machine.pci.resume();
-        if self.machine.control.order_run() { Ok(()) } else { Err(OrderError::Ended) }
+        if self.machine.control.order_run() {
+            Ok(())
+        } else {
+            Err(OrderError::Ended)
+        }
     }
 
     /// Presses the power button: a guest that listens shuts itself down.
@@ -113,13 +121,18 @@ impl VmHandle {
     /// cannot be told.
     pub fn power_button(&self) -> Result<(), OrderError> {
         let pressed = self.machine.platform.press_power_button();
-        pressed.ok_or(OrderError::NoPowerButton)?.map_err(OrderError::Interrupt)
+        pressed
+            .ok_or(OrderError::NoPowerButton)?
+            .map_err(OrderError::Interrupt)
     }
 
     /// Types `bytes` on the console and tells how many were taken; the rest did not fit.
     #[must_use]
     pub fn console_input(&self, bytes: &[u8]) -> usize {
-        self.machine.platform.serial().map_or(0, |serial| serial.input(bytes))
+        self.machine
+            .platform
+            .serial()
+            .map_or(0, |serial| serial.input(bytes))
     }
 
     /// Ends the machine without asking the guest.

@@ -54,16 +54,24 @@ const NEEDED: &[(Cap, &str)] = &[
 /// [`HostError`] says what is missing.
 pub fn open_kvm() -> Result<Kvm, HostError> {
     let path = Path::new(KVM_PATH);
-    let open = |e: kvm_ioctls::Error| HostError::Open { path: path.to_owned(), source: e.into() };
+    let open = |e: kvm_ioctls::Error| HostError::Open {
+        path: path.to_owned(),
+        source: e.into(),
+    };
     let kvm = Kvm::new().map_err(open)?;
     match kvm.get_api_version() {
         API_VERSION => {}
         other => return Err(HostError::Version(other)),
     }
-    let missing: Vec<_> = NEEDED.iter().filter(|(cap, _)| !kvm.check_extension(*cap)).collect();
+    let missing: Vec<_> = NEEDED
+        .iter()
+        .filter(|(cap, _)| !kvm.check_extension(*cap))
+        .collect();
     if missing.is_empty() {
         Ok(kvm)
     } else {
-        Err(HostError::Capabilities(missing.into_iter().map(|(_, name)| *name).collect()))
+        Err(HostError::Capabilities(
+            missing.into_iter().map(|(_, name)| *name).collect(),
+        ))
     }
 }

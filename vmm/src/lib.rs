@@ -20,14 +20,14 @@ mod platform;
 mod timeline;
 mod vcpu;
 
-pub use confine::{ThreadKind, spawn_io_loop};
 pub use config::{Console, ConsoleOutput, DeviceSlot, KernelArgs, MemorySize, Vcpus, VmConfig};
+pub use confine::{ThreadKind, spawn_io_loop};
 pub use event::{EndReason, EventSink, VmEvent};
 pub use handle::{OrderError, RestoreError, Vm, VmHandle};
-pub use memory::GuestRam;
-pub use state::StateError;
 pub use machine::StartError;
+pub use memory::GuestRam;
 pub use pci::PciError;
 pub use platform::PlatformError;
+pub use state::StateError;
 pub use timeline::Phase;
 pub use vcpu::{ExitCounts, StatsError};

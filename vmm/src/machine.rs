@@ -8,7 +8,7 @@ use podvisor_devices::legacy::MachineEvent;
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryError};
 
-use crate::arch::acpi::{self, AcpiConfig, AcpiError};
+use crate::arch::acpi::{self, AcpiConfig, AcpiError, SerialPort};
 use crate::arch::boot_params::BootParams;
 use crate::arch::cpuid::{CpuidError, Template};
 use crate::arch::irqchip::KvmMsi;
@@ -109,7 +109,11 @@ impl Machine {
 
     /// Builds the machine around memory that has a guest's content already. Kernel, initial
     /// image and arguments of `config` are not looked at.
-    pub(crate) fn around(ram: GuestRam, config: VmConfig, events: EventSink) -> Result<Self, StartError> {
+    pub(crate) fn around(
+        ram: GuestRam,
+        config: VmConfig,
+        events: EventSink,
+    ) -> Result<Self, StartError> {
         let timeline = Arc::new(Timeline::begin());
         let kvm = host::open_kvm()?;
         Parts::build(config, events, &kvm, ram, timeline)?.start(kvm)
@@ -129,7 +133,11 @@ fn acpi_config(config: &VmConfig) -> AcpiConfig {
     AcpiConfig {
         vcpus: config.vcpus,
         has_pci: !config.devices.is_empty(),
-        has_serial: config.console == Console::Terminal,
+        serial: match config.console {
+            Console::Off => SerialPort::Absent,
+            Console::Log => SerialPort::Polled,
+            Console::Terminal => SerialPort::WithLine,
+        },
         has_events: config.power_button,
     }
 }
@@ -197,16 +205,30 @@ impl Parts {
         let pci = PciDevices::place(config.devices, &vm, memory, &msi, &buses.mmio, &on_failure)?;
         timeline.done("devices_placed");
         let events = Arc::new(events);
-        Ok(Self { control, threads, buses, events, timeline, pci, platform, vm, ram })
+        Ok(Self {
+            control,
+            threads,
+            buses,
+            events,
+            timeline,
+            pci,
+            platform,
+            vm,
+            ram,
+        })
     }
 
     /// Puts the first processor at the kernel's entry. The others wait for its startup message.
     fn set_entry(&self, kernel: GuestAddress) -> Result<(), StartError> {
-        let Some(cell) = self.threads.cells().first() else { return Ok(()) };
+        let Some(cell) = self.threads.cells().first() else {
+            return Ok(());
+        };
         let vcpu = cell.lock();
         let reset = vcpu.get_sregs().map_err(kvm_step("read registers"))?;
-        vcpu.set_sregs(&entry::sregs(reset)).map_err(kvm_step("set segments"))?;
-        vcpu.set_regs(&entry::regs(kernel)).map_err(kvm_step("set registers"))
+        vcpu.set_sregs(&entry::sregs(reset))
+            .map_err(kvm_step("set segments"))?;
+        vcpu.set_regs(&entry::regs(kernel))
+            .map_err(kvm_step("set registers"))
     }
 
     fn start(self, kvm: Kvm) -> Result<Machine, StartError> {
@@ -237,7 +259,10 @@ impl Parts {
 
 /// Ends the machine when its guest asks for it. Holds the threads weakly: they hold the
 /// devices that hold this.
-fn on_request(control: &Arc<Control>, threads: &Arc<VcpuThreads>) -> impl Fn(MachineEvent) + Send + Sync + 'static {
+fn on_request(
+    control: &Arc<Control>,
+    threads: &Arc<VcpuThreads>,
+) -> impl Fn(MachineEvent) + Send + Sync + 'static {
     let (control, threads) = (Arc::clone(control), Arc::downgrade(threads));
     move |request| {
         control.order_end(match request {
@@ -267,7 +292,9 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, config: &VmConfig) -> Result<Vec<VcpuCell>
     let template = Template::for_host(kvm, config.vcpus)?;
     let mut cells = Vec::with_capacity(usize::from(config.vcpus.get()));
     for id in 0..config.vcpus.get() {
-        let vcpu = vm.create_vcpu(u64::from(id)).map_err(kvm_step("create a vCPU"))?;
+        let vcpu = vm
+            .create_vcpu(u64::from(id))
+            .map_err(kvm_step("create a vCPU"))?;
         let cpuid = template.for_vcpu(id)?;
         vcpu.set_cpuid2(&cpuid).map_err(kvm_step("set CPUID"))?;
         msrs::set_boot_msrs(&vcpu).map_err(kvm_step("set MSRs"))?;

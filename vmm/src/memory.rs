@@ -91,7 +91,9 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError`] when the host has no address space for it or refuses the advice.
     pub fn map(size: MemorySize, transparent_huge_pages: bool) -> Result<Self, MemoryError> {
-        let mut mappings = Mappings { regions: Vec::new() };
+        let mut mappings = Mappings {
+            regions: Vec::new(),
+        };
         for range in layout::ram_ranges(size.bytes()) {
             let arrange = || MemoryError::Arrange { base: range.base };
             let len = usize::try_from(range.len).map_err(|_| arrange())?;
@@ -106,7 +108,10 @@ impl GuestRam {
         }
         let memory = GuestMemoryMmap::from_arc_regions(mappings.regions.clone())
             .map_err(|_| MemoryError::Arrange { base: 0 })?;
-        Ok(Self { memory: Arc::new(memory), _mappings: Arc::new(mappings) })
+        Ok(Self {
+            memory: Arc::new(memory),
+            _mappings: Arc::new(mappings),
+        })
     }
 
     /// The memory as devices see it.
@@ -143,7 +148,9 @@ const FLAGS: i32 = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE
 /// themselves; others, and lengths with a broken huge page, need a larger one that is cut.
 fn map_aligned(len: usize) -> Result<MmapRegion, MemoryError> {
     let failed = |source| MemoryError::Map { len, source };
-    let padded = len.checked_add(HUGE_PAGE).ok_or_else(|| failed(io::ErrorKind::OutOfMemory.into()))?;
+    let padded = len
+        .checked_add(HUGE_PAGE)
+        .ok_or_else(|| failed(io::ErrorKind::OutOfMemory.into()))?;
     // SAFETY: A new private mapping at an address of the kernel's choice.
     let start = unsafe { libc::mmap(std::ptr::null_mut(), padded, PROTECTION, FLAGS, -1, 0) };
     if start == libc::MAP_FAILED {
@@ -171,7 +178,9 @@ fn unmap(start: *mut u8, len: usize) {
 /// Asks for huge pages; a host built without them has nothing to give, which is no error.
 fn advise_huge(region: &GuestRegionMmap) -> Result<(), MemoryError> {
     match advise(region, libc::MADV_HUGEPAGE, "MADV_HUGEPAGE") {
-        Err(MemoryError::Advise { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        Err(MemoryError::Advise { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+            Ok(())
+        }
         other => other,
     }
 }
@@ -182,7 +191,10 @@ fn advise(region: &GuestRegionMmap, advice: i32, name: &'static str) -> Result<(
     if result == 0 {
         Ok(())
     } else {
-        Err(MemoryError::Advise { advice: name, source: io::Error::last_os_error() })
+        Err(MemoryError::Advise {
+            advice: name,
+            source: io::Error::last_os_error(),
+        })
     }
 }
 
@@ -200,7 +212,10 @@ mod tests {
     fn mapping_is_aligned_to_huge_pages() {
         for bytes in [64 << 20, (64 << 20) + 4096] {
             let ram = ram(bytes);
-            let host = ram.guest_memory().get_host_address(GuestAddress(0)).unwrap();
+            let host = ram
+                .guest_memory()
+                .get_host_address(GuestAddress(0))
+                .unwrap();
             assert_eq!(host as usize % HUGE_PAGE, 0);
         }
     }
@@ -220,7 +235,15 @@ mod tests {
         let last = GuestAddress(layout::HIGH_RAM + (5 << 30) - 8);
         memory.write_obj(0x0123_4567_89ab_cdef_u64, last).unwrap();
         assert_eq!(memory.read_obj::<u64>(last).unwrap(), 0x0123_4567_89ab_cdef);
-        assert!(memory.read_obj::<u8>(GuestAddress(layout::LOW_RAM_END)).is_err());
-        assert!(memory.read_obj::<u8>(GuestAddress(layout::HIGH_RAM + (5 << 30))).is_err());
+        assert!(
+            memory
+                .read_obj::<u8>(GuestAddress(layout::LOW_RAM_END))
+                .is_err()
+        );
+        assert!(
+            memory
+                .read_obj::<u8>(GuestAddress(layout::HIGH_RAM + (5 << 30)))
+                .is_err()
+        );
     }
 }

@@ -86,14 +86,18 @@ impl PciDevices {
         }
         let root = Arc::new(PciRoot::new());
         let window = layout::PCI_ECAM;
-        mmio.insert(window.base, window.len, root.clone()).map_err(PciError::Window)?;
+        mmio.insert(window.base, window.len, root.clone())
+            .map_err(PciError::Window)?;
         let mut devices = Vec::with_capacity(slots.len());
         for (number, slot) in (1_u8..).zip(slots) {
             let name = slot.name.clone();
             let device = place_device(number, slot, memory, msi, &root, mmio)?;
             let (failed, on_failure) = (name.clone(), Arc::clone(on_failure));
             device.on_failure(Box::new(move |cause| on_failure(&failed, cause)));
-            wire_notifiers(&device, vm).map_err(|source| PciError::Notify { device: name.clone(), source })?;
+            wire_notifiers(&device, vm).map_err(|source| PciError::Notify {
+                device: name.clone(),
+                source,
+            })?;
             devices.push((name, device));
         }
         Ok(Self { devices })
@@ -116,8 +120,14 @@ impl PciDevices {
     /// The states of the paused devices in slot order.
     pub(crate) fn save(&self) -> Result<Vec<DeviceState>, StateError> {
         let save = |(name, device): &(String, Arc<VirtioPciDevice>)| {
-            let failed = |source| StateError::Device { device: name.clone(), source };
-            Ok(DeviceState { name: name.clone(), state: device.save().map_err(failed)? })
+            let failed = |source| StateError::Device {
+                device: name.clone(),
+                source,
+            };
+            Ok(DeviceState {
+                name: name.clone(),
+                state: device.save().map_err(failed)?,
+            })
         };
         self.devices.iter().map(save).collect()
     }
@@ -129,7 +139,10 @@ impl PciDevices {
             return Err(StateError::Mismatch("devices"));
         }
         for ((name, device), saved) in self.devices.iter().zip(states) {
-            let failed = |source| StateError::Device { device: name.clone(), source };
+            let failed = |source| StateError::Device {
+                device: name.clone(),
+                source,
+            };
             device.restore(&saved.state).map_err(failed)?;
         }
         Ok(())
@@ -146,12 +159,23 @@ fn place_device(
 ) -> Result<Arc<VirtioPciDevice>, PciError> {
     let DeviceSlot { name, device } = slot;
     let bar = layout::PCI_WINDOW_32.base + u64::from(number - 1) * layout::PCI_BAR_STRIDE;
-    let device = VirtioPciDevice::new(device, Arc::clone(memory), Arc::clone(msi), bar)
-        .map_err(|source| PciError::Device { device: name.clone(), source })?;
+    let device = VirtioPciDevice::new(device, Arc::clone(memory), Arc::clone(msi), bar).map_err(
+        |source| PciError::Device {
+            device: name.clone(),
+            source,
+        },
+    )?;
     let (base, len) = device.bar();
     mmio.insert(base, len, device.clone())
-        .map_err(|source| PciError::Place { device: name.clone(), source })?;
-    root.insert(number, device.clone()).map_err(|source| PciError::Slot { device: name, source })?;
+        .map_err(|source| PciError::Place {
+            device: name.clone(),
+            source,
+        })?;
+    root.insert(number, device.clone())
+        .map_err(|source| PciError::Slot {
+            device: name,
+            source,
+        })?;
     Ok(device)
 }
 

@@ -56,12 +56,21 @@ impl Platform {
         requests: impl Fn(MachineEvent) + Send + Sync + 'static,
     ) -> Result<Self, PlatformError> {
         let requests: MachineEvents = Arc::new(requests);
-        insert(ports, layout::PORT_ACPI, Arc::new(AcpiPm::new(Arc::clone(&requests))))?;
+        insert(
+            ports,
+            layout::PORT_ACPI,
+            Arc::new(AcpiPm::new(Arc::clone(&requests))),
+        )?;
         insert(ports, layout::PORT_I8042, Arc::new(I8042::new(requests)))?;
         let console = ConsoleLog::new(Box::new(|line| debug!(target: "guest", "{line}")));
         let serial = match config.console {
             Console::Off => None,
-            Console::Log => Some(place_serial(ports, Arc::new(NoLine), &console, config.output)?),
+            Console::Log => Some(place_serial(
+                ports,
+                Arc::new(NoLine),
+                &console,
+                config.output,
+            )?),
             Console::Terminal => {
                 let line = line(vm, layout::GSI_SERIAL)?;
                 Some(place_serial(ports, line, &console, config.output)?)
@@ -74,7 +83,11 @@ impl Platform {
         } else {
             None
         };
-        Ok(Self { console, serial, events })
+        Ok(Self {
+            console,
+            serial,
+            events,
+        })
     }
 
     /// The console's last output.
@@ -94,7 +107,9 @@ impl Platform {
 
     /// Presses the power button. `None` when there is none.
     pub(crate) fn press_power_button(&self) -> Option<io::Result<()>> {
-        self.events.as_ref().map(|events| events.raise(GedEvent::PowerButton))
+        self.events
+            .as_ref()
+            .map(|events| events.raise(GedEvent::PowerButton))
     }
 }
 
@@ -114,7 +129,10 @@ fn place_serial(
     output: Option<ConsoleOutput>,
 ) -> Result<Arc<Serial>, BusError> {
     let sink: Arc<dyn SerialSink> = match output {
-        Some(output) => Arc::new(Tee { console: Arc::clone(console), output }),
+        Some(output) => Arc::new(Tee {
+            console: Arc::clone(console),
+            output,
+        }),
         None => console.clone(),
     };
     let serial = Arc::new(Serial::new(line, sink, Box::new(|| {})));

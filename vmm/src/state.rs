@@ -104,10 +104,21 @@ impl MachineState {
         let versions = [
             ("state", state.version, VERSION),
             ("memory map", state.memory_map, layout::VERSION),
-            ("CPUID template", state.cpuid_template, cpuid::TEMPLATE_VERSION),
+            (
+                "CPUID template",
+                state.cpuid_template,
+                cpuid::TEMPLATE_VERSION,
+            ),
         ];
-        match versions.into_iter().find(|(_, found, expected)| found != expected) {
-            Some((what, found, expected)) => Err(StateError::Version { what, found, expected }),
+        match versions
+            .into_iter()
+            .find(|(_, found, expected)| found != expected)
+        {
+            Some((what, found, expected)) => Err(StateError::Version {
+                what,
+                found,
+                expected,
+            }),
             None => Ok(state),
         }
     }
@@ -174,9 +185,15 @@ mod tests {
 
     #[test]
     fn a_state_of_another_version_is_refused_by_name() {
-        let later = MachineState { memory_map: layout::VERSION + 1, ..state() };
+        let later = MachineState {
+            memory_map: layout::VERSION + 1,
+            ..state()
+        };
         let error = MachineState::parse(&later.encode_to_vec()).unwrap_err();
-        assert_eq!(error.to_string(), "the state has memory map version 2, not 1");
+        assert_eq!(
+            error.to_string(),
+            "the state has memory map version 2, not 1"
+        );
         MachineState::parse(&state().encode_to_vec()).unwrap();
     }
 

@@ -20,16 +20,25 @@ pub(crate) struct Timeline {
 
 impl Timeline {
     pub(crate) fn begin() -> Self {
-        Self { begin: Instant::now(), phases: Mutex::new(Vec::new()) }
+        Self {
+            begin: Instant::now(),
+            phases: Mutex::new(Vec::new()),
+        }
     }
 
     /// Notes that the step `name` is done.
     pub(crate) fn done(&self, name: &'static str) {
         let at_us = u64::try_from(self.begin.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.phases.lock().unwrap_or_else(PoisonError::into_inner).push(Phase { name, at_us });
+        self.phases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Phase { name, at_us });
     }
 
     pub(crate) fn phases(&self) -> Vec<Phase> {
-        self.phases.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.phases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }

@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 
-use podvisor_vmm::{Console, EndReason, KernelArgs, MemorySize, Vcpus, Vm, VmConfig, VmEvent, VmHandle};
+use podvisor_vmm::{
+    Console, EndReason, KernelArgs, MemorySize, Vcpus, Vm, VmConfig, VmEvent, VmHandle,
+};
 
 /// What the guest's init writes first.
 const INIT_BYTE: u8 = 0xa5;
@@ -26,7 +28,10 @@ struct Options {
 /// What happened in the guest.
 enum Report {
     /// The first byte of init, at this time; the guest waits until the sender is dropped.
-    Init { at_ns: u128, release: SyncSender<()> },
+    Init {
+        at_ns: u128,
+        release: SyncSender<()>,
+    },
     Ended(EndReason),
 }
 
@@ -48,7 +53,10 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn Error>> {
     let started_ns = monotonic_ns();
     let (report, reports) = mpsc::channel();
-    let Options { mut config, until_end } = parse(std::env::args().skip(1))?;
+    let Options {
+        mut config,
+        until_end,
+    } = parse(std::env::args().skip(1))?;
     let output = Mutex::new(report.clone());
     config.console_output = Some(Box::new(move |byte| on_output(byte, &output)));
     let report = Mutex::new(report);
@@ -114,7 +122,10 @@ fn send(report: &Mutex<Sender<Report>>, what: Report) {
 
 /// `CLOCK_MONOTONIC`, which starting processes share.
 fn monotonic_ns() -> u128 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `now` is a valid place for one timespec.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     u128::from(now.tv_sec.unsigned_abs()) * 1_000_000_000 + u128::from(now.tv_nsec.unsigned_abs())

@@ -33,7 +33,12 @@ impl VcpuCell {
         let exits = ExitCounter::open(&fd)?;
         let flag = &raw mut fd.get_kvm_run().immediate_exit;
         let immediate_exit = ImmediateExit(flag.cast::<AtomicU8>().cast_const());
-        Ok(Self { fd: Mutex::new(fd), immediate_exit, exits, user_exits: AtomicU64::new(0) })
+        Ok(Self {
+            fd: Mutex::new(fd),
+            immediate_exit,
+            exits,
+            user_exits: AtomicU64::new(0),
+        })
     }
 
     /// The processor itself; waits for its thread to park.

@@ -34,8 +34,17 @@ pub(crate) struct Control {
 impl Control {
     /// A switch for `vcpus` threads, all parked at first.
     pub(crate) fn new(vcpus: usize) -> Self {
-        let state = State { order: Order::Park, parked: 0, alive: vcpus, reason: None };
-        Self { state: Mutex::new(state), changed: Condvar::new(), attention: AtomicBool::new(true) }
+        let state = State {
+            order: Order::Park,
+            parked: 0,
+            alive: vcpus,
+            reason: None,
+        };
+        Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            attention: AtomicBool::new(true),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -43,7 +52,9 @@ impl Control {
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+        self.changed
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether processors shall leave guest mode and look.
@@ -164,7 +175,10 @@ mod tests {
             assert!(control.order_park());
         }
         control.order_end(EndReason::Shutdown);
-        let reasons: Vec<_> = workers.into_iter().filter_map(|w| w.join().unwrap()).collect();
+        let reasons: Vec<_> = workers
+            .into_iter()
+            .filter_map(|w| w.join().unwrap())
+            .collect();
         assert_eq!(reasons, [EndReason::Shutdown]);
     }
 

@@ -64,14 +64,17 @@ impl ExitCounter {
 
     pub(super) fn read(&self) -> Result<u64, StatsError> {
         let mut value = [0; 8];
-        self.file.read_exact_at(&mut value, self.offset).map_err(StatsError::Read)?;
+        self.file
+            .read_exact_at(&mut value, self.offset)
+            .map_err(StatsError::Read)?;
         Ok(u64::from_ne_bytes(value))
     }
 }
 
 fn find_exits(file: &File) -> Result<u64, StatsError> {
     let mut header = [0; HEADER_LEN];
-    file.read_exact_at(&mut header, 0).map_err(StatsError::Read)?;
+    file.read_exact_at(&mut header, 0)
+        .map_err(StatsError::Read)?;
     let field = |index: usize| u32_at(&header, index * 4).ok_or(StatsError::Unknown);
     let (name_len, count) = (field(1)?, field(2)?);
     let (descriptors, data) = (u64::from(field(4)?), u64::from(field(5)?));
@@ -80,17 +83,29 @@ fn find_exits(file: &File) -> Result<u64, StatsError> {
     }
     let descriptor_len = DESCRIPTOR_LEN + name_len as usize;
     let mut bytes = vec![0; descriptor_len * count as usize];
-    file.read_exact_at(&mut bytes, descriptors).map_err(StatsError::Read)?;
+    file.read_exact_at(&mut bytes, descriptors)
+        .map_err(StatsError::Read)?;
     let offset = bytes.chunks_exact(descriptor_len).find_map(exits_offset);
     Ok(data + u64::from(offset.ok_or(StatsError::Unknown)?))
 }
 
 /// The data offset in `descriptor`, if it is the one that counts exits.
 fn exits_offset(descriptor: &[u8]) -> Option<u32> {
-    let name = descriptor.get(DESCRIPTOR_LEN..)?.split(|&byte| byte == 0).next()?;
-    if name == EXITS { u32_at(descriptor, 8) } else { None }
+    let name = descriptor
+        .get(DESCRIPTOR_LEN..)?
+        .split(|&byte| byte == 0)
+        .next()?;
+    if name == EXITS {
+        u32_at(descriptor, 8)
+    } else {
+        None
+    }
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    bytes.get(offset..)?.first_chunk().copied().map(u32::from_ne_bytes)
+    bytes
+        .get(offset..)?
+        .first_chunk()
+        .copied()
+        .map(u32::from_ne_bytes)
 }

@@ -48,7 +48,10 @@ pub(crate) fn prepare_signal() -> io::Result<()> {
 
 impl VcpuThreads {
     pub(crate) fn new(cells: Vec<VcpuCell>) -> Self {
-        Self { cells, handles: Mutex::new(Vec::new()) }
+        Self {
+            cells,
+            handles: Mutex::new(Vec::new()),
+        }
     }
 
     pub(crate) fn cells(&self) -> &[VcpuCell] {
@@ -62,7 +65,9 @@ impl VcpuThreads {
         for index in 0..threads.cells.len() {
             let context = Arc::clone(&context);
             let name = format!("vcpu{index}");
-            let spawned = thread::Builder::new().name(name).spawn(move || run_thread(&context, index));
+            let spawned = thread::Builder::new()
+                .name(name)
+                .spawn(move || run_thread(&context, index));
             threads.lock_handles().push(spawned?);
         }
         Ok(())
@@ -99,10 +104,16 @@ impl VcpuThreads {
 fn run_thread(context: &VcpuContext, index: usize) {
     let run = || match confine::enter(ThreadKind::Vcpu) {
         Ok(()) => run_vcpu(context, index),
-        Err(error) => Some(EndReason::KvmError { cause: error.to_string() }),
+        Err(error) => Some(EndReason::KvmError {
+            cause: error.to_string(),
+        }),
     };
     let ended = catch_unwind(AssertUnwindSafe(run));
-    let reason = ended.unwrap_or_else(|_| Some(EndReason::ThreadPanicked { thread: format!("vcpu{index}") }));
+    let reason = ended.unwrap_or_else(|_| {
+        Some(EndReason::ThreadPanicked {
+            thread: format!("vcpu{index}"),
+        })
+    });
     if let Some(reason) = reason {
         context.control.order_end(reason);
         context.threads.kick();
@@ -149,7 +160,9 @@ fn run_until_attention(context: &VcpuContext, cell: &VcpuCell) -> Next {
                 cell.set_immediate_exit(false);
             }
             Err(error) => {
-                return Next::End(EndReason::KvmError { cause: error.to_string() });
+                return Next::End(EndReason::KvmError {
+                    cause: error.to_string(),
+                });
             }
         }
     }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 
-use crate::kernel::KernelArgs;
+use crate::kernel::{self, KernelArgs};
 use crate::node::{self, Containerd, NodeOptions, Share};
 use crate::process;
 use crate::progress::Step;
@@ -147,6 +147,11 @@ fn run_suite(
     options
         .shares
         .push(Share::at_same_path(&workspace::target().join("release")));
+    // A release has no bzImage, yet machines boot those, too.
+    let kernel = kernel::build(&KernelArgs::default())?;
+    options.shares.push(Share::at_same_path(&kernel));
+    let bzimage = kernel.join("bzImage").display().to_string();
+    options.variables.push(("PODVISOR_BZIMAGE".to_owned(), bzimage));
     let mut command = vec![suite.display().to_string()];
     command.extend_from_slice(arguments);
     node::run(&options, &command)

@@ -16,6 +16,7 @@ mod network;
 mod pods;
 mod refusals;
 mod streams;
+mod vm;
 
 use case::{Case, Tier};
 
@@ -28,6 +29,7 @@ fn cases() -> Vec<Case> {
         refusals::cases(),
         bad_input::cases(),
         failures::cases(),
+        vm::cases(),
     ]
     .into_iter()
     .flatten()

@@ -44,7 +44,10 @@ struct ZeroPage {
 
 impl ZeroPage {
     fn new() -> Self {
-        Self { bytes: [0; ZERO_PAGE_LEN], e820_entries: 0 }
+        Self {
+            bytes: [0; ZERO_PAGE_LEN],
+            e820_entries: 0,
+        }
     }
 
     /// Writes `value` at `offset`; what would lie behind the page is a defect of the callers
@@ -66,13 +69,28 @@ impl ZeroPage {
     }
 
     fn put_memory_map(&mut self, memory: MemorySize, has_pci: bool) {
-        let conventional = layout::Range { base: 0, len: layout::CONVENTIONAL_END };
+        let conventional = layout::Range {
+            base: 0,
+            len: layout::CONVENTIONAL_END,
+        };
         self.add_e820(conventional, E820_RAM);
         let hole = layout::HIGH_MEMORY - layout::CONVENTIONAL_END;
-        self.add_e820(layout::Range { base: layout::CONVENTIONAL_END, len: hole }, E820_RESERVED);
+        self.add_e820(
+            layout::Range {
+                base: layout::CONVENTIONAL_END,
+                len: hole,
+            },
+            E820_RESERVED,
+        );
         for range in layout::ram_ranges(memory.bytes()) {
             let base = range.base.max(layout::HIGH_MEMORY);
-            self.add_e820(layout::Range { base, len: range.end() - base }, E820_RAM);
+            self.add_e820(
+                layout::Range {
+                    base,
+                    len: range.end() - base,
+                },
+                E820_RAM,
+            );
         }
         if has_pci {
             // Linux uses the window only when the memory map reserves it as well.
@@ -155,10 +173,17 @@ mod tests {
     fn zero_page(setup_header: Option<SetupHeader>, has_pci: bool) -> Vec<u8> {
         let size = MemorySize::from_bytes(MEMORY).unwrap();
         let ram = GuestRam::map(size, false).unwrap();
-        let kernel = LoadedKernel { entry: GuestAddress(0x100_0000), end: 0x200_0000, setup_header };
+        let kernel = LoadedKernel {
+            entry: GuestAddress(0x100_0000),
+            end: 0x200_0000,
+            setup_header,
+        };
         let params = BootParams {
             kernel: &kernel,
-            initrd: Some(LoadedInitrd { base: 0x700_0000, len: 0x1234 }),
+            initrd: Some(LoadedInitrd {
+                base: 0x700_0000,
+                len: 0x1234,
+            }),
             kernel_args: &KernelArgs::new("quiet").unwrap(),
             memory: size,
             has_pci,
@@ -166,25 +191,40 @@ mod tests {
         };
         params.write(ram.guest_memory()).unwrap();
         let mut text = [0; 6];
-        ram.guest_memory().read_slice(&mut text, layout::COMMAND_LINE.start()).unwrap();
+        ram.guest_memory()
+            .read_slice(&mut text, layout::COMMAND_LINE.start())
+            .unwrap();
         assert_eq!(&text, b"quiet\0");
         let mut page = vec![0; ZERO_PAGE_LEN];
-        ram.guest_memory().read_slice(&mut page, layout::ZERO_PAGE.start()).unwrap();
+        ram.guest_memory()
+            .read_slice(&mut page, layout::ZERO_PAGE.start())
+            .unwrap();
         page
     }
 
     fn e820(page: &[u8]) -> Vec<(u64, u64, u32)> {
-        let entries = page[E820_TABLE..].chunks_exact(E820_ENTRY_LEN).take(usize::from(page[E820_ENTRIES]));
+        let entries = page[E820_TABLE..]
+            .chunks_exact(E820_ENTRY_LEN)
+            .take(usize::from(page[E820_ENTRIES]));
         let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
         entries
-            .map(|e| (number(&e[..8]), number(&e[8..16]), u32::from_le_bytes(e[16..].try_into().unwrap())))
+            .map(|e| {
+                (
+                    number(&e[..8]),
+                    number(&e[8..16]),
+                    u32::from_le_bytes(e[16..].try_into().unwrap()),
+                )
+            })
             .collect()
     }
 
     #[test]
     fn memory_map_lists_ram_around_the_holes() {
         let page = zero_page(None, true);
-        let ram: Vec<_> = e820(&page).into_iter().filter(|entry| entry.2 == E820_RAM).collect();
+        let ram: Vec<_> = e820(&page)
+            .into_iter()
+            .filter(|entry| entry.2 == E820_RAM)
+            .collect();
         let expected = [
             (0, 0x9_fc00, E820_RAM),
             (0x10_0000, 0xbff0_0000, E820_RAM),
@@ -208,7 +248,10 @@ mod tests {
         assert_eq!(page[SETUP_HEADER], 27);
         assert_eq!(page[0x260], 0x5a);
         assert_eq!(page[TYPE_OF_LOADER], LOADER_UNDEFINED);
-        assert_eq!(page[RAMDISK_IMAGE..RAMDISK_IMAGE + 8], [0, 0, 0, 7, 0x34, 0x12, 0, 0]);
+        assert_eq!(
+            page[RAMDISK_IMAGE..RAMDISK_IMAGE + 8],
+            [0, 0, 0, 7, 0x34, 0x12, 0, 0]
+        );
         assert_eq!(page[CMD_LINE_PTR..CMD_LINE_PTR + 4], [0, 0, 2, 0]);
     }
 }

@@ -64,18 +64,30 @@ impl Template {
     /// # Errors
     /// [`CpuidError::Supported`] when KVM does not answer.
     pub fn for_host(kvm: &Kvm, vcpus: Vcpus) -> Result<Self, CpuidError> {
-        let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(CpuidError::Supported)?;
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(CpuidError::Supported)?;
         let has_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         Ok(Self::new(supported.as_slice(), vcpus, has_deadline))
     }
 
     fn new(supported: &[kvm_cpuid_entry2], vcpus: Vcpus, has_deadline: bool) -> Self {
-        let mut entries: Vec<_> = supported.iter().copied().filter(|e| !is_own(e.function)).collect();
+        let mut entries: Vec<_> = supported
+            .iter()
+            .copied()
+            .filter(|e| !is_own(e.function))
+            .collect();
         for entry in &mut entries {
             restrict(entry, has_deadline);
         }
-        let has_topology = supported.iter().any(|entry| entry.function == LEAF_TOPOLOGY);
-        Self { entries, has_topology, vcpus }
+        let has_topology = supported
+            .iter()
+            .any(|entry| entry.function == LEAF_TOPOLOGY);
+        Self {
+            entries,
+            has_topology,
+            vcpus,
+        }
     }
 
     /// The entries for the processor with `apic_id`.
@@ -207,13 +219,19 @@ mod tests {
     }
 
     fn leaf(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
-        *entries.iter().find(|e| e.function == function && e.index == index).unwrap()
+        *entries
+            .iter()
+            .find(|e| e.function == function && e.index == index)
+            .unwrap()
     }
 
     #[test]
     fn nested_virtualization_and_counters_are_hidden() {
         let entries = entries(1, 0);
-        assert_eq!(leaf(&entries, LEAF_FEATURES, 0).ecx & (ECX_VMX | ECX_PDCM), 0);
+        assert_eq!(
+            leaf(&entries, LEAF_FEATURES, 0).ecx & (ECX_VMX | ECX_PDCM),
+            0
+        );
         assert_eq!(leaf(&entries, LEAF_AMD_FEATURES, 0).ecx & AMD_ECX_SVM, 0);
         assert_eq!(leaf(&entries, LEAF_PERFORMANCE, 0).eax, 0);
     }
@@ -235,7 +253,10 @@ mod tests {
             let entries = entries(vcpus, 0);
             let cores = leaf(&entries, LEAF_TOPOLOGY, 1);
             assert_eq!((cores.eax, cores.ebx), (bits, vcpus));
-            assert_eq!(leaf(&entries, LEAF_AMD_SIZES, 0).ecx, bits << 12 | (vcpus - 1));
+            assert_eq!(
+                leaf(&entries, LEAF_AMD_SIZES, 0).ecx,
+                bits << 12 | (vcpus - 1)
+            );
             assert!(entries.iter().all(|e| e.function != LEAF_TOPOLOGY_V2));
         }
     }

@@ -100,7 +100,11 @@ fn segment(selector: u16, kind: SegmentKind) -> kvm_segment {
     };
     kvm_segment {
         base: 0,
-        limit: if kind == SegmentKind::Task { 0x67 } else { u32::MAX },
+        limit: if kind == SegmentKind::Task {
+            0x67
+        } else {
+            u32::MAX
+        },
         selector,
         type_,
         present: 1,
@@ -128,7 +132,14 @@ mod tests {
         write_tables(memory).unwrap();
         let read = |address: u64| memory.read_obj::<u64>(GuestAddress(address)).unwrap();
         let address_of = |entry: u64| entry & 0x000f_ffff_ffff_f000;
-        for target in [0_u64, 0x20_0000, 0x100_0000, 0x4000_0000, 0xbfe0_0000, 0xffe0_0000] {
+        for target in [
+            0_u64,
+            0x20_0000,
+            0x100_0000,
+            0x4000_0000,
+            0xbfe0_0000,
+            0xffe0_0000,
+        ] {
             let pdpt = address_of(read(sregs(kvm_sregs::default()).cr3));
             let directory = address_of(read(pdpt + (target >> 30) * 8));
             let leaf = read(directory + (target >> 21 & 511) * 8);

@@ -16,7 +16,10 @@ use super::layout;
 /// # Errors
 /// What KVM says.
 pub fn create(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
-    #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits on this architecture")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "usize has 64 bits on this architecture"
+    )]
     vm.set_tss_address(layout::KVM_TSS.base as usize)?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP.base)?;
     vm.create_irq_chip()
@@ -38,13 +41,21 @@ impl KvmMsi {
 impl MsiSink for KvmMsi {
     fn signal(&self, message: MsiMessage) -> io::Result<()> {
         let [low, high] = split(message.address);
-        let msi = kvm_msi { address_lo: low, address_hi: high, data: message.data, ..kvm_msi::default() };
+        let msi = kvm_msi {
+            address_lo: low,
+            address_hi: high,
+            data: message.data,
+            ..kvm_msi::default()
+        };
         self.vm.signal_msi(msi)?;
         Ok(())
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the halves of a 64-bit address")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the halves of a 64-bit address"
+)]
 fn split(address: u64) -> [u32; 2] {
     [address as u32, (address >> 32) as u32]
 }

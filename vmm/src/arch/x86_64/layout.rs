@@ -175,7 +175,10 @@ const _: () = assert!(HIGH_MEMORY < LOW_RAM_END);
 const _: () = assert!(LOW_RAM_END <= PCI_WINDOW_32.base);
 const _: () = assert!(PCI_WINDOW_32.before(PCI_ECAM));
 const _: () = assert!(PCI_ECAM.before(IOAPIC));
-const _: () = assert!(PCI_ECAM.base.is_multiple_of(1 << 28), "MCFG bases are 256 MiB aligned");
+const _: () = assert!(
+    PCI_ECAM.base.is_multiple_of(1 << 28),
+    "MCFG bases are 256 MiB aligned"
+);
 const _: () = assert!(IOAPIC.before(LOCAL_APIC));
 const _: () = assert!(LOCAL_APIC.before(KVM_IDENTITY_MAP));
 const _: () = assert!(KVM_IDENTITY_MAP.before(KVM_TSS));
@@ -214,6 +217,9 @@ mod tests {
     #[test]
     fn memory_beyond_three_gib_continues_above_four() {
         let ranges = ram_ranges(8 * GIB);
-        assert_eq!(ranges, [Range::new(0, 3 * GIB), Range::new(4 * GIB, 5 * GIB)]);
+        assert_eq!(
+            ranges,
+            [Range::new(0, 3 * GIB), Range::new(4 * GIB, 5 * GIB)]
+        );
     }
 }

@@ -23,9 +23,15 @@ const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 /// # Errors
 /// What KVM says.
 pub fn set_boot_msrs(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
-    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
-    let entries =
-        [entry(MISC_ENABLE, MISC_ENABLE_FAST_STRING), entry(MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK)];
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
+    let entries = [
+        entry(MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+        entry(MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK),
+    ];
     set(vcpu, &entries)
 }
 
@@ -73,12 +79,23 @@ pub fn get(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, kvm_ioc
     let mut rest = indices;
     while !rest.is_empty() {
         let (chunk, _) = rest.split_at(rest.len().min(KVM_MAX_MSR_ENTRIES));
-        let wanted: Vec<_> = chunk.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
-        let mut msrs = Msrs::from_entries(&wanted).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
+        let wanted: Vec<_> = chunk
+            .iter()
+            .map(|&index| kvm_msr_entry {
+                index,
+                ..Default::default()
+            })
+            .collect();
+        let mut msrs =
+            Msrs::from_entries(&wanted).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
         let count = vcpu.get_msrs(&mut msrs)?;
         found.extend(msrs.as_slice().iter().take(count));
         // KVM stops at the first that it refuses: step over it.
-        let done = if count < chunk.len() { count + 1 } else { count };
+        let done = if count < chunk.len() {
+            count + 1
+        } else {
+            count
+        };
         rest = rest.get(done..).unwrap_or_default();
     }
     Ok(found)

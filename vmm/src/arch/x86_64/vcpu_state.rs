@@ -79,7 +79,10 @@ pub(super) fn to_bytes<T: IntoBytes + Immutable>(value: &T) -> Vec<u8> {
 }
 
 /// KVM's structure from bytes, if there are as many as it has.
-pub(super) fn from_bytes<T: FromBytes>(bytes: &[u8], part: &'static str) -> Result<T, VcpuStateError> {
+pub(super) fn from_bytes<T: FromBytes>(
+    bytes: &[u8],
+    part: &'static str,
+) -> Result<T, VcpuStateError> {
     T::read_from_bytes(bytes).map_err(|_| VcpuStateError::Size(part))
 }
 
@@ -100,11 +103,21 @@ impl VcpuState {
             regs: to_bytes(&vcpu.get_regs().map_err(refuses("registers"))?),
             sregs: to_bytes(&vcpu.get_sregs().map_err(refuses("segments"))?),
             xsave: to_bytes(&vcpu.get_xsave().map_err(refuses("extended state"))?),
-            xcrs: to_bytes(&vcpu.get_xcrs().map_err(refuses("extended control registers"))?),
+            xcrs: to_bytes(
+                &vcpu
+                    .get_xcrs()
+                    .map_err(refuses("extended control registers"))?,
+            ),
             debug_regs: to_bytes(&vcpu.get_debug_regs().map_err(refuses("debug registers"))?),
             lapic: to_bytes(&vcpu.get_lapic().map_err(refuses("local APIC"))?),
             events: to_bytes(&vcpu.get_vcpu_events().map_err(refuses("pending events"))?),
-            msrs: msrs.iter().map(|msr| MsrState { index: msr.index, data: msr.data }).collect(),
+            msrs: msrs
+                .iter()
+                .map(|msr| MsrState {
+                    index: msr.index,
+                    data: msr.data,
+                })
+                .collect(),
         })
     }
 
@@ -124,16 +137,23 @@ impl VcpuState {
         // for (`ARCH_REQ_XCOMP_GUEST_PERM`); this one never does.
         unsafe { vcpu.set_xsave(&xsave) }.map_err(refuses("extended state"))?;
         let xcrs: kvm_xcrs = from_bytes(&self.xcrs, "extended control registers")?;
-        vcpu.set_xcrs(&xcrs).map_err(refuses("extended control registers"))?;
+        vcpu.set_xcrs(&xcrs)
+            .map_err(refuses("extended control registers"))?;
         let debug_regs: kvm_debugregs = from_bytes(&self.debug_regs, "debug registers")?;
-        vcpu.set_debug_regs(&debug_regs).map_err(refuses("debug registers"))?;
+        vcpu.set_debug_regs(&debug_regs)
+            .map_err(refuses("debug registers"))?;
         let lapic: kvm_lapic_state = from_bytes(&self.lapic, "local APIC")?;
         vcpu.set_lapic(&lapic).map_err(refuses("local APIC"))?;
-        let entry = |msr: &MsrState| kvm_msr_entry { index: msr.index, data: msr.data, reserved: 0 };
+        let entry = |msr: &MsrState| kvm_msr_entry {
+            index: msr.index,
+            data: msr.data,
+            reserved: 0,
+        };
         let msrs: Vec<_> = self.msrs.iter().map(entry).collect();
         msrs::restore(vcpu, &msrs).map_err(refuses("MSRs"))?;
         let events: kvm_vcpu_events = from_bytes(&self.events, "pending events")?;
-        vcpu.set_vcpu_events(&events).map_err(refuses("pending events"))
+        vcpu.set_vcpu_events(&events)
+            .map_err(refuses("pending events"))
     }
 }
 
@@ -143,7 +163,12 @@ mod tests {
 
     #[test]
     fn kvm_structures_survive_the_way_through_bytes() {
-        let regs = kvm_regs { rip: 0x100_0000, rsi: 0x7000, rflags: 2, ..kvm_regs::default() };
+        let regs = kvm_regs {
+            rip: 0x100_0000,
+            rsi: 0x7000,
+            rflags: 2,
+            ..kvm_regs::default()
+        };
         let bytes = to_bytes(&regs);
         assert_eq!(from_bytes::<kvm_regs>(&bytes, "registers").unwrap(), regs);
     }

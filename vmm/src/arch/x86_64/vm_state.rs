@@ -7,7 +7,11 @@ use kvm_ioctls::VmFd;
 
 use super::vcpu_state::{VcpuStateError, from_bytes, to_bytes};
 
-const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+const CHIPS: [u32; 3] = [
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    KVM_IRQCHIP_IOAPIC,
+];
 const CHIP: &str = "interrupt controllers";
 const CLOCK: &str = "clock";
 
@@ -34,7 +38,10 @@ impl VmState {
     pub fn save(vm: &VmFd) -> Result<Self, VcpuStateError> {
         let mut irqchips = Vec::with_capacity(CHIPS.len());
         for chip_id in CHIPS {
-            let mut chip = kvm_irqchip { chip_id, ..kvm_irqchip::default() };
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..kvm_irqchip::default()
+            };
             vm.get_irqchip(&mut chip).map_err(refuses(CHIP))?;
             irqchips.push(to_bytes(&chip));
         }
@@ -47,7 +54,10 @@ impl VmState {
     /// # Errors
     /// [`VcpuStateError`] names the part that is malformed or that KVM does not take.
     pub fn restore(&self, vm: &VmFd) -> Result<(), VcpuStateError> {
-        let clock = kvm_clock_data { clock: self.clock_ns, ..kvm_clock_data::default() };
+        let clock = kvm_clock_data {
+            clock: self.clock_ns,
+            ..kvm_clock_data::default()
+        };
         vm.set_clock(&clock).map_err(refuses(CLOCK))?;
         if self.irqchips.len() != CHIPS.len() {
             return Err(VcpuStateError::Size(CHIP));

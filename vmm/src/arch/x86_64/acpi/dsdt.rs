@@ -2,14 +2,14 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType,
-    FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method,
-    Name, Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Store, ZERO,
+    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
+    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, Notify,
+    OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Store, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 use podvisor_devices::legacy::{GedEvent, acpi_pm};
 
-use super::{AcpiConfig, DSDT_REVISION, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use super::{AcpiConfig, DSDT_REVISION, OEM_ID, OEM_REVISION, OEM_TABLE_ID, SerialPort};
 use crate::arch::layout;
 
 const HEADER_LEN: u32 = 36;
@@ -18,14 +18,26 @@ const NOTIFY_BUTTON: u8 = 0x80;
 
 /// The table for `config`.
 pub(super) fn build(config: AcpiConfig) -> Table {
-    let mut table = Sdt::new(*b"DSDT", HEADER_LEN, DSDT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let mut table = Sdt::new(
+        *b"DSDT",
+        HEADER_LEN,
+        DSDT_REVISION,
+        OEM_ID,
+        OEM_TABLE_ID,
+        OEM_REVISION,
+    );
     let mut aml = Vec::new();
     soft_off(&mut aml);
     if config.has_pci {
         pci_root(&mut aml);
     }
-    if config.has_serial {
-        serial_port(&mut aml);
+    match config.serial {
+        SerialPort::Absent => {}
+        SerialPort::Polled => serial_port(&mut aml, &[]),
+        SerialPort::WithLine => {
+            let line = Interrupt::new(true, true, false, false, layout::GSI_SERIAL);
+            serial_port(&mut aml, &[&line]);
+        }
     }
     if config.has_events {
         event_device(&mut aml);
@@ -82,10 +94,15 @@ fn pci_root(aml: &mut Vec<u8>) {
     .to_aml_bytes(aml);
 }
 
-fn serial_port(aml: &mut Vec<u8>) {
-    let ports = IO::new(layout::PORT_SERIAL_BASE, layout::PORT_SERIAL_BASE, 1, layout::PORT_SERIAL_LEN);
-    let line = Interrupt::new(true, true, false, false, layout::GSI_SERIAL);
-    let resources = ResourceTemplate::new(vec![&ports, &line]);
+fn serial_port(aml: &mut Vec<u8>, line: &[&dyn Aml]) {
+    let ports = IO::new(
+        layout::PORT_SERIAL_BASE,
+        layout::PORT_SERIAL_BASE,
+        1,
+        layout::PORT_SERIAL_LEN,
+    );
+    let ports: &dyn Aml = &ports;
+    let resources = ResourceTemplate::new([&[ports], line].concat());
     Device::new(
         Path::new("_SB_.COM1"),
         vec![

@@ -6,7 +6,9 @@ mod dsdt;
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
@@ -35,10 +37,22 @@ pub struct AcpiConfig {
     pub vcpus: Vcpus,
     /// Whether there is a PCI bus.
     pub has_pci: bool,
-    /// Whether there is a serial port.
-    pub has_serial: bool,
+    /// The serial port.
+    pub serial: SerialPort,
     /// Whether there is a generic event device with a power button.
     pub has_events: bool,
+}
+
+/// The first serial port, as the tables describe it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SerialPort {
+    /// There is none.
+    Absent,
+    /// It has no interrupt line. Linux must be told so: left alone it would take the line of
+    /// old PCs, whose number may be a device's message by then.
+    Polled,
+    /// It has its line.
+    WithLine,
 }
 
 impl AcpiConfig {
@@ -46,7 +60,7 @@ impl AcpiConfig {
     /// tables: Linux reads and writes all of its pins at boot, which takes some 300 exits.
     #[must_use]
     pub fn has_lines(self) -> bool {
-        self.has_serial || self.has_events
+        self.serial == SerialPort::WithLine || self.has_events
     }
 }
 
@@ -71,7 +85,9 @@ pub fn write(config: AcpiConfig, memory: &GuestMemory) -> Result<GuestAddress, A
         return Err(AcpiError::NoRoom(bytes.len()));
     }
     let base = layout::ACPI_TABLES.start();
-    memory.write_slice(&bytes, base).map_err(AcpiError::Memory)?;
+    memory
+        .write_slice(&bytes, base)
+        .map_err(AcpiError::Memory)?;
     Ok(base)
 }
 
@@ -109,7 +125,8 @@ impl Tables {
     fn add(&mut self, table: &dyn Aml) -> u64 {
         let address = self.base + self.bytes.len() as u64;
         table.to_aml_bytes(&mut self.bytes);
-        self.bytes.resize(self.bytes.len().next_multiple_of(Self::ALIGN), 0);
+        self.bytes
+            .resize(self.bytes.len().next_multiple_of(Self::ALIGN), 0);
         address
     }
 
@@ -122,7 +139,13 @@ impl Tables {
 }
 
 fn register(port: u16) -> GAS {
-    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port))
+    GAS::new(
+        AddressSpace::SystemIo,
+        8,
+        0,
+        AccessSize::ByteAccess,
+        u64::from(port),
+    )
 }
 
 fn fadt(dsdt: u64) -> impl Aml {
@@ -160,7 +183,15 @@ mod tests {
 
     fn tables(vcpus: u32, has_pci: bool) -> Vec<u8> {
         let vcpus = Vcpus::try_from(vcpus).unwrap();
-        build(AcpiConfig { vcpus, has_pci, has_serial: true, has_events: true }, BASE)
+        build(
+            AcpiConfig {
+                vcpus,
+                has_pci,
+                serial: SerialPort::WithLine,
+                has_events: true,
+            },
+            BASE,
+        )
     }
 
     fn u32_at(bytes: &[u8], offset: usize) -> u32 {
@@ -178,7 +209,9 @@ mod tests {
     }
 
     fn sum(bytes: &[u8]) -> u8 {
-        bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
+        bytes
+            .iter()
+            .fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
     }
 
     /// Every table reachable from the root pointer, by signature.
@@ -187,11 +220,17 @@ mod tests {
         assert_eq!(sum(&bytes[..20]), 0);
         assert_eq!(sum(&bytes[..36]), 0);
         let xsdt = table_at(bytes, u64_at(bytes, 24));
-        let mut found: Vec<_> = xsdt[36..].chunks_exact(8).map(|e| table_at(bytes, u64_at(e, 0))).collect();
+        let mut found: Vec<_> = xsdt[36..]
+            .chunks_exact(8)
+            .map(|e| table_at(bytes, u64_at(e, 0)))
+            .collect();
         let fadt = found.iter().find(|t| t.starts_with(b"FACP")).unwrap();
         found.push(table_at(bytes, u64_at(fadt, 140)));
         found.push(xsdt);
-        found.iter().map(|t| (String::from_utf8_lossy(&t[..4]).into_owned(), t.to_vec())).collect()
+        found
+            .iter()
+            .map(|t| (String::from_utf8_lossy(&t[..4]).into_owned(), t.to_vec()))
+            .collect()
     }
 
     #[test]
@@ -206,21 +245,33 @@ mod tests {
 
     #[test]
     fn a_machine_without_pci_has_no_configuration_window() {
-        assert!(reachable(&tables(1, false)).iter().all(|(name, _)| name != "MCFG"));
+        assert!(
+            reachable(&tables(1, false))
+                .iter()
+                .all(|(name, _)| name != "MCFG")
+        );
     }
 
     #[test]
     fn the_largest_machine_fits_its_place() {
         let bytes = tables(u32::from(Vcpus::MAX), true);
         assert!(bytes.len() as u64 <= layout::ACPI_TABLES.len);
-        let (_, madt) = reachable(&bytes).into_iter().find(|(name, _)| name == "APIC").unwrap();
+        let (_, madt) = reachable(&bytes)
+            .into_iter()
+            .find(|(name, _)| name == "APIC")
+            .unwrap();
         assert_eq!(madt.len(), 44 + 8 * 254 + 12);
     }
 
     #[test]
     fn the_ioapic_is_there_only_for_devices_with_lines() {
         let vcpus = Vcpus::try_from(1).unwrap();
-        let config = AcpiConfig { vcpus, has_pci: true, has_serial: false, has_events: false };
+        let config = AcpiConfig {
+            vcpus,
+            has_pci: true,
+            serial: SerialPort::Polled,
+            has_events: false,
+        };
         let tables = reachable(&build(config, BASE));
         let (_, madt) = tables.iter().find(|(name, _)| name == "APIC").unwrap();
         assert_eq!(madt.len(), 44 + 8);

@@ -37,7 +37,11 @@ pub(super) fn is_bzimage(head: &[u8]) -> bool {
 }
 
 /// Loads the part behind the setup sectors to the address that the kernel prefers.
-pub(super) fn load(source: &mut Source<'_>, head: &[u8], memory: &GuestMemory) -> Result<LoadedKernel, LoadError> {
+pub(super) fn load(
+    source: &mut Source<'_>,
+    head: &[u8],
+    memory: &GuestMemory,
+) -> Result<LoadedKernel, LoadError> {
     let cut_short = || source.corrupt("its setup header is cut short");
     let version = u16::from_le_bytes(le_bytes(head, VERSION).ok_or_else(cut_short)?);
     let flags = u16::from_le_bytes(le_bytes(head, XLOADFLAGS).ok_or_else(cut_short)?);
@@ -45,19 +49,30 @@ pub(super) fn load(source: &mut Source<'_>, head: &[u8], memory: &GuestMemory) -
         return Err(source.unsupported("it has no 64-bit entry"));
     }
     let [sectors] = le_bytes(head, SETUP_SECTS).ok_or_else(cut_short)?;
-    let sectors = if sectors == 0 { DEFAULT_SETUP_SECTS } else { sectors };
+    let sectors = if sectors == 0 {
+        DEFAULT_SETUP_SECTS
+    } else {
+        sectors
+    };
     let base = u64::from_le_bytes(le_bytes(head, PREF_ADDRESS).ok_or_else(cut_short)?);
     let init_len = u32::from_le_bytes(le_bytes(head, INIT_SIZE).ok_or_else(cut_short)?);
     let setup_header = header(head).ok_or_else(cut_short)?;
 
     let setup_len = (u64::from(sectors) + 1) * SECTOR;
-    let len = source.len.checked_sub(setup_len).filter(|&len| len > ENTRY_64);
+    let len = source
+        .len
+        .checked_sub(setup_len)
+        .filter(|&len| len > ENTRY_64);
     let len = len.ok_or_else(|| source.corrupt("it ends before its content does"))?;
     let end = base.checked_add(u64::from(init_len).max(len));
     let end = end.filter(|&end| base >= layout::HIGH_MEMORY && end <= layout::LOW_RAM_END);
     let end = end.ok_or_else(|| source.corrupt("it wants memory that no kernel has"))?;
     source.load(setup_len, memory, base, len)?;
-    Ok(LoadedKernel { entry: GuestAddress(base + ENTRY_64), end, setup_header: Some(setup_header) })
+    Ok(LoadedKernel {
+        entry: GuestAddress(base + ENTRY_64),
+        end,
+        setup_header: Some(setup_header),
+    })
 }
 
 fn header(head: &[u8]) -> Option<SetupHeader> {

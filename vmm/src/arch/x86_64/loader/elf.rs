@@ -39,7 +39,11 @@ struct Segment {
 
 /// Loads every segment to its physical address. What the file does not fill stays as mapped:
 /// zero.
-pub(super) fn load(source: &mut Source<'_>, head: &[u8], memory: &GuestMemory) -> Result<LoadedKernel, LoadError> {
+pub(super) fn load(
+    source: &mut Source<'_>,
+    head: &[u8],
+    memory: &GuestMemory,
+) -> Result<LoadedKernel, LoadError> {
     let machine = le_bytes(head, E_MACHINE).map(u16::from_le_bytes);
     if machine != Some(EM_X86_64) {
         return Err(source.unsupported("it is not for x86_64"));
@@ -58,21 +62,36 @@ pub(super) fn load(source: &mut Source<'_>, head: &[u8], memory: &GuestMemory) -
         if segment.address < layout::HIGH_MEMORY || last > layout::LOW_RAM_END {
             return Err(source.corrupt("a segment lies outside of the kernel's memory"));
         }
-        source.load(segment.file_offset, memory, segment.address, segment.file_len)?;
+        source.load(
+            segment.file_offset,
+            memory,
+            segment.address,
+            segment.file_len,
+        )?;
         entry_loaded |= (segment.address..last).contains(&entry);
         end = end.max(last);
     }
     if !entry_loaded {
         return Err(source.corrupt("its entry lies in no segment"));
     }
-    Ok(LoadedKernel { entry: GuestAddress(entry), end, setup_header: None })
+    Ok(LoadedKernel {
+        entry: GuestAddress(entry),
+        end,
+        setup_header: None,
+    })
 }
 
 fn segments(source: &Source<'_>, head: &[u8]) -> Result<Vec<Segment>, LoadError> {
     let cut_short = || source.corrupt("its ELF header is cut short");
-    let offset = le_bytes(head, E_PHOFF).map(u64::from_le_bytes).ok_or_else(cut_short)?;
-    let entry_len = le_bytes(head, E_PHENTSIZE).map(u16::from_le_bytes).ok_or_else(cut_short)?;
-    let count = le_bytes(head, E_PHNUM).map(u16::from_le_bytes).ok_or_else(cut_short)?;
+    let offset = le_bytes(head, E_PHOFF)
+        .map(u64::from_le_bytes)
+        .ok_or_else(cut_short)?;
+    let entry_len = le_bytes(head, E_PHENTSIZE)
+        .map(u16::from_le_bytes)
+        .ok_or_else(cut_short)?;
+    let count = le_bytes(head, E_PHNUM)
+        .map(u16::from_le_bytes)
+        .ok_or_else(cut_short)?;
     if usize::from(entry_len) != PROGRAM_HEADER_LEN || !(1..=MAX_PROGRAM_HEADERS).contains(&count) {
         return Err(source.corrupt("its program headers have no valid size or count"));
     }
@@ -81,8 +100,11 @@ fn segments(source: &Source<'_>, head: &[u8]) -> Result<Vec<Segment>, LoadError>
     if headers.len() != usize::from(count) {
         return Err(source.corrupt("its program headers are cut short"));
     }
-    let segments = headers.filter(|header| le_bytes(header, 0).map(u32::from_le_bytes) == Some(PT_LOAD));
-    segments.map(|header| Segment::parse(header).ok_or_else(cut_short)).collect()
+    let segments =
+        headers.filter(|header| le_bytes(header, 0).map(u32::from_le_bytes) == Some(PT_LOAD));
+    segments
+        .map(|header| Segment::parse(header).ok_or_else(cut_short))
+        .collect()
 }
 
 impl Segment {

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use podvisor_devices::GuestMemory;
 use thiserror::Error;
 use vm_memory::{
-    GuestAddress, GuestMemory as _, GuestMemoryError, GuestMemoryRegion, ReadVolatile, VolatileSlice,
+    GuestAddress, GuestMemory as _, GuestMemoryError, GuestMemoryRegion, ReadVolatile,
+    VolatileSlice,
 };
 
 use super::layout;
@@ -100,25 +101,41 @@ struct Source<'a> {
 
 impl<'a> Source<'a> {
     fn open(path: &'a Path) -> Result<Self, LoadError> {
-        let read = |source| LoadError::Read { path: path.to_owned(), source };
+        let read = |source| LoadError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let file = File::open(path).map_err(read)?;
         let metadata = file.metadata().map_err(read)?;
         if !metadata.is_file() {
             return Err(read(io::Error::from(io::ErrorKind::InvalidInput)));
         }
-        Ok(Self { path, file, len: metadata.len() })
+        Ok(Self {
+            path,
+            file,
+            len: metadata.len(),
+        })
     }
 
     fn corrupt(&self, what: &'static str) -> LoadError {
-        LoadError::Corrupt { path: self.path.to_owned(), what }
+        LoadError::Corrupt {
+            path: self.path.to_owned(),
+            what,
+        }
     }
 
     fn unsupported(&self, what: &'static str) -> LoadError {
-        LoadError::Unsupported { path: self.path.to_owned(), what }
+        LoadError::Unsupported {
+            path: self.path.to_owned(),
+            what,
+        }
     }
 
     fn read_error(&self, source: io::Error) -> LoadError {
-        LoadError::Read { path: self.path.to_owned(), source }
+        LoadError::Read {
+            path: self.path.to_owned(),
+            source,
+        }
     }
 
     /// Reads up to `len` bytes at `offset` into memory of ours.
@@ -127,7 +144,11 @@ impl<'a> Source<'a> {
         let mut filled = 0;
         while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             let position = offset.saturating_add(filled as u64);
-            match self.file.read_at(rest, position).map_err(|e| self.read_error(e))? {
+            match self
+                .file
+                .read_at(rest, position)
+                .map_err(|e| self.read_error(e))?
+            {
                 0 => break,
                 count => filled += count,
             }
@@ -137,26 +158,43 @@ impl<'a> Source<'a> {
     }
 
     /// Reads `len` bytes at `offset` of the file to `base` in guest memory.
-    fn load(&mut self, offset: u64, memory: &GuestMemory, base: u64, len: u64) -> Result<(), LoadError> {
+    fn load(
+        &mut self,
+        offset: u64,
+        memory: &GuestMemory,
+        base: u64,
+        len: u64,
+    ) -> Result<(), LoadError> {
         if offset.checked_add(len).is_none_or(|end| end > self.len) {
             return Err(self.corrupt("it ends before its content does"));
         }
-        let no_room = || LoadError::NoRoom { path: self.path.to_owned(), base, len };
+        let no_room = || LoadError::NoRoom {
+            path: self.path.to_owned(),
+            base,
+            len,
+        };
         let count = usize::try_from(len).map_err(|_| no_room())?;
-        let slice = memory.get_slice(GuestAddress(base), count).map_err(|_: GuestMemoryError| no_room())?;
+        let slice = memory
+            .get_slice(GuestAddress(base), count)
+            .map_err(|_: GuestMemoryError| no_room())?;
         self.fill(offset, &slice)
     }
 
     fn fill(&mut self, offset: u64, slice: &VolatileSlice<'_>) -> Result<(), LoadError> {
         use std::io::{Seek, SeekFrom};
-        self.file.seek(SeekFrom::Start(offset)).map_err(|e| self.read_error(e))?;
+        self.file
+            .seek(SeekFrom::Start(offset))
+            .map_err(|e| self.read_error(e))?;
         let mut filled = 0;
         while filled < slice.len() {
-            let mut rest = slice.offset(filled).map_err(|_| self.corrupt("it has no such part"))?;
+            let mut rest = slice
+                .offset(filled)
+                .map_err(|_| self.corrupt("it has no such part"))?;
             match self.file.read_volatile(&mut rest) {
                 Ok(0) => return Err(self.corrupt("it shrank while it was read")),
                 Ok(count) => filled += count,
-                Err(vm_memory::VolatileMemoryError::IOError(e)) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(vm_memory::VolatileMemoryError::IOError(e))
+                    if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(vm_memory::VolatileMemoryError::IOError(e)) => return Err(self.read_error(e)),
                 Err(_) => return Err(self.corrupt("it cannot be mapped")),
             }
@@ -177,7 +215,9 @@ pub fn load_kernel(path: &Path, memory: &GuestMemory) -> Result<LoadedKernel, Lo
     } else if bzimage::is_bzimage(&head) {
         bzimage::load(&mut source, &head, memory)
     } else {
-        Err(LoadError::UnknownFormat { path: path.to_owned() })
+        Err(LoadError::UnknownFormat {
+            path: path.to_owned(),
+        })
     }
 }
 
@@ -193,9 +233,17 @@ pub fn load_initrd(
     let mut source = Source::open(path)?;
     let len = source.len;
     let low_end = low_ram_end(memory);
-    let base = low_end.checked_sub(len).map(|base| base - base % layout::PAGE_SIZE);
-    let no_room = || LoadError::NoRoom { path: path.to_owned(), base: kernel.end, len };
-    let base = base.filter(|&base| base >= kernel.end).ok_or_else(no_room)?;
+    let base = low_end
+        .checked_sub(len)
+        .map(|base| base - base % layout::PAGE_SIZE);
+    let no_room = || LoadError::NoRoom {
+        path: path.to_owned(),
+        base: kernel.end,
+        len,
+    };
+    let base = base
+        .filter(|&base| base >= kernel.end)
+        .ok_or_else(no_room)?;
     source.load(0, memory, base, len)?;
     Ok(LoadedInitrd { base, len })
 }

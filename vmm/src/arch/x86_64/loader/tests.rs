@@ -62,7 +62,9 @@ fn elf_segments_land_at_their_physical_addresses() {
     assert_eq!(loaded.entry, GuestAddress(0x100_0002));
     assert_eq!(loaded.end, 0x100_3000);
     let mut found = [0; 6];
-    memory.read_slice(&mut found, GuestAddress(0x100_0000)).unwrap();
+    memory
+        .read_slice(&mut found, GuestAddress(0x100_0000))
+        .unwrap();
     assert_eq!(&found, b"kernel");
 }
 
@@ -74,19 +76,38 @@ fn bzimage_is_entered_512_bytes_into_its_kernel() {
     assert_eq!(loaded.entry, GuestAddress(0x100_0200));
     assert_eq!(loaded.end, 0x120_0000);
     assert_eq!(loaded.setup_header.unwrap().0.len(), 0x202 + 0x6a - 0x1f1);
-    assert_eq!(memory.read_obj::<u8>(GuestAddress(0x100_03ff)).unwrap(), 0xab);
+    assert_eq!(
+        memory.read_obj::<u8>(GuestAddress(0x100_03ff)).unwrap(),
+        0xab
+    );
 }
 
 #[test]
 fn initrd_lies_page_aligned_at_the_end_of_memory() {
     let memory = memory();
-    let kernel = LoadedKernel { entry: GuestAddress(0x100_0000), end: 0x200_0000, setup_header: None };
+    let kernel = LoadedKernel {
+        entry: GuestAddress(0x100_0000),
+        end: 0x200_0000,
+        setup_header: None,
+    };
     let image = file(&[7; 5000]);
     let loaded = load_initrd(image.path(), &memory, &kernel).unwrap();
-    assert_eq!(loaded, LoadedInitrd { base: MEMORY - 8192, len: 5000 });
-    let kernel = LoadedKernel { end: MEMORY - 4096, ..kernel };
+    assert_eq!(
+        loaded,
+        LoadedInitrd {
+            base: MEMORY - 8192,
+            len: 5000
+        }
+    );
+    let kernel = LoadedKernel {
+        end: MEMORY - 4096,
+        ..kernel
+    };
     let error = load_initrd(image.path(), &memory, &kernel).unwrap_err();
-    assert!(matches!(error, LoadError::NoRoom { len: 5000, .. }), "{error}");
+    assert!(
+        matches!(error, LoadError::NoRoom { len: 5000, .. }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -128,12 +149,18 @@ fn segments_outside_of_memory_are_refused() {
 #[test]
 fn a_kernel_cut_short_anywhere_is_an_error_and_no_panic() {
     let memory = memory();
-    for whole in [elf(0x100_0000, &[1; 300], 300, 0x100_0000), bzimage(&[1; 0x300], 0x20f, 1)] {
+    for whole in [
+        elf(0x100_0000, &[1; 300], 300, 0x100_0000),
+        bzimage(&[1; 0x300], 0x20f, 1),
+    ] {
         for len in 0..whole.len() {
             let cut = file(&whole[..len]);
             let result = load_kernel(cut.path(), &memory);
             // A bzImage has no length of its own: what is behind its entry may be cut.
-            assert!(result.is_err() || len > 1024 + 0x200, "{len} bytes were loaded");
+            assert!(
+                result.is_err() || len > 1024 + 0x200,
+                "{len} bytes were loaded"
+            );
         }
     }
 }

@@ -1,0 +1,18 @@
+//! Machines without a pod: what the VMM alone promises.
+
+mod ends;
+mod guest;
+mod machines;
+
+use crate::case::{Case, Tier};
+
+pub fn cases() -> Vec<Case> {
+    [machines::cases(), ends::cases()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn case(name: &'static str, run: fn() -> anyhow::Result<()>) -> Case {
+    Case::new(Tier::Gate, name, run)
+}
