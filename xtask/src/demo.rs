@@ -40,7 +40,7 @@ pub fn main(args: &DemoArgs) -> Result<ExitCode> {
         process::check(Command::new(&podvisor).arg("check"))?;
         let manifest = workspace::root().join(EXAMPLES).join(MANIFEST);
         let status =
-            process::passthrough(Command::new(podvisor).args(["run", "--rm"]).arg(manifest))?;
+            process::passthrough(Command::new(podvisor).args(["run", "--rm", "--tour"]).arg(manifest))?;
         return Ok(if status.success() {
             ExitCode::SUCCESS
         } else {
@@ -52,6 +52,6 @@ pub fn main(args: &DemoArgs) -> Result<ExitCode> {
         folder: workspace::root().join(EXAMPLES),
         path: "/examples".into(),
     });
-    let command = ["podvisor", "run", "--rm", &format!("/examples/{MANIFEST}")].map(str::to_owned);
+    let command = ["podvisor", "run", "--rm", "--tour", &format!("/examples/{MANIFEST}")].map(str::to_owned);
     Ok(node::run(&options, &command)?.into())
 }

@@ -222,7 +222,7 @@ fn stty() -> Command {
 }
 
 /// A word as the shell reads it back.
-fn quoted(word: &str) -> String {
+pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 

@@ -151,7 +151,9 @@ fn run_suite(
     let kernel = kernel::build(&KernelArgs::default())?;
     options.shares.push(Share::at_same_path(&kernel));
     let bzimage = kernel.join("bzImage").display().to_string();
-    options.variables.push(("PODVISOR_BZIMAGE".to_owned(), bzimage));
+    options
+        .variables
+        .push(("PODVISOR_BZIMAGE".to_owned(), bzimage));
     let mut command = vec![suite.display().to_string()];
     command.extend_from_slice(arguments);
     node::run(&options, &command)
