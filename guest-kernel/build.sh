@@ -53,7 +53,7 @@ build() {
     make -s -C "$tree" O="$objects" KCONFIG_ALLCONFIG="$fragment" allnoconfig >&2
     check_config "$objects/.config"
     say "compiling (6 minutes on two cores)"
-    make -s -C "$tree" O="$objects" -j"$(nproc)" vmlinux bzImage >&2
+    make -C "$tree" O="$objects" -j"$(nproc)" vmlinux bzImage >&2
     strip --strip-all -o "$out/vmlinux" "$objects/vmlinux"
     cp "$objects/arch/x86/boot/bzImage" "$objects/System.map" "$out/"
     cp "$objects/.config" "$out/config"
@@ -70,6 +70,9 @@ build_package() {
     local apt=$here/../xtask/debian-suite.sh version out work
     version=$("$apt" "$suite" apt-cache show "$package" | awk '$1 == "Version:" { print $2; exit }')
     out=$cache/kernel-$(hash_of "${BASH_SOURCE[0]}" "$fragment" <(echo "$version"))
+    # One build serves everyone who asks meanwhile.
+    exec 9> "$cache/kernel.lock"
+    flock 9
     if [[ ! -e $out/vmlinux ]]; then
         work=$(mktemp -d "$cache/kernel-build.XXXXXX")
         # shellcheck disable=SC2064 # the folder's name is known now
