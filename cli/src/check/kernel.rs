@@ -6,12 +6,10 @@ use std::path::Path;
 use super::Check;
 
 /// Modules that the pod network needs: what they are for.
-const MODULES: [(&str, &str); 5] = [
+const MODULES: [(&str, &str); 3] = [
     ("sch_ingress", "redirects a pod's traffic into its machine"),
-    ("cls_u32", "redirects a pod's traffic into its machine"),
+    ("cls_matchall", "redirects a pod's traffic into its machine"),
     ("act_mirred", "redirects a pod's traffic into its machine"),
-    ("nf_tables", "leads port-forwards into the machine"),
-    ("nft_redir", "leads port-forwards into the machine"),
 ];
 /// Controllers that a pod's limits need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
