@@ -23,14 +23,30 @@ struct Filesystem {
     data: &'static std::ffi::CStr,
 }
 
-const HARDENED: MountFlags =
-    MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+const HARDENED: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
 
 /// In the order in which they are mounted.
 const FILESYSTEMS: &[Filesystem] = &[
-    Filesystem { kind: "proc", target: "/proc", flags: HARDENED, data: c"" },
-    Filesystem { kind: "sysfs", target: "/sys", flags: HARDENED, data: c"" },
-    Filesystem { kind: "devtmpfs", target: "/dev", flags: MountFlags::NOSUID, data: c"mode=755" },
+    Filesystem {
+        kind: "proc",
+        target: "/proc",
+        flags: HARDENED,
+        data: c"",
+    },
+    Filesystem {
+        kind: "sysfs",
+        target: "/sys",
+        flags: HARDENED,
+        data: c"",
+    },
+    Filesystem {
+        kind: "devtmpfs",
+        target: "/dev",
+        flags: MountFlags::NOSUID,
+        data: c"mode=755",
+    },
     Filesystem {
         kind: "devpts",
         target: "/dev/pts",
@@ -43,8 +59,18 @@ const FILESYSTEMS: &[Filesystem] = &[
         flags: MountFlags::NOSUID.union(MountFlags::NODEV),
         data: c"mode=1777",
     },
-    Filesystem { kind: "mqueue", target: "/dev/mqueue", flags: HARDENED, data: c"" },
-    Filesystem { kind: "cgroup2", target: CGROUP_ROOT, flags: HARDENED, data: c"nsdelegate" },
+    Filesystem {
+        kind: "mqueue",
+        target: "/dev/mqueue",
+        flags: HARDENED,
+        data: c"",
+    },
+    Filesystem {
+        kind: "cgroup2",
+        target: CGROUP_ROOT,
+        flags: HARDENED,
+        data: c"nsdelegate",
+    },
     Filesystem {
         kind: "tmpfs",
         target: "/run",
@@ -73,7 +99,10 @@ pub enum BootError {
 }
 
 fn step<E: Into<io::Error>>(what: &str) -> impl FnOnce(E) -> BootError {
-    move |source| BootError::Step { what: what.to_owned(), source: source.into() }
+    move |source| BootError::Step {
+        what: what.to_owned(),
+        source: source.into(),
+    }
 }
 
 /// Prepares the guest.
@@ -85,7 +114,12 @@ pub fn prepare() -> Result<(), BootError> {
     rustix::process::umask(rustix::fs::Mode::empty());
     leave_initramfs()?;
     for filesystem in FILESYSTEMS {
-        let Filesystem { kind, target, flags, data } = filesystem;
+        let Filesystem {
+            kind,
+            target,
+            flags,
+            data,
+        } = filesystem;
         make_directory(target)?;
         mount(*kind, *target, *kind, *flags, *data).map_err(step(target))?;
     }
@@ -121,11 +155,19 @@ fn make_directory(path: &str) -> Result<(), BootError> {
 /// Containers inherit PID 1's limits; the kernel's own defaults depend on the
 /// guest's size.
 fn raise_limits() -> Result<(), BootError> {
-    let open_files = Rlimit { current: Some(MAX_OPEN_FILES), maximum: Some(MAX_OPEN_FILES) };
-    let unlimited = Rlimit { current: None, maximum: None };
-    for (resource, limit) in
-        [(Resource::Nofile, open_files), (Resource::Nproc, unlimited.clone()), (Resource::Core, unlimited)]
-    {
+    let open_files = Rlimit {
+        current: Some(MAX_OPEN_FILES),
+        maximum: Some(MAX_OPEN_FILES),
+    };
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    for (resource, limit) in [
+        (Resource::Nofile, open_files),
+        (Resource::Nproc, unlimited),
+        (Resource::Core, unlimited),
+    ] {
         rustix::process::setrlimit(resource, limit).map_err(step("raise resource limits"))?;
     }
     Ok(())

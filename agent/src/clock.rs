@@ -24,10 +24,15 @@ pub fn wall_ns() -> i64 {
 ///
 /// What clock_settime(2) said; EINVAL for a time before the epoch.
 pub fn set_wall(ns: i64) -> io::Result<()> {
-    let time = Timespec { tv_sec: ns.div_euclid(NS_PER_S), tv_nsec: ns.rem_euclid(NS_PER_S) };
+    let time = Timespec {
+        tv_sec: ns.div_euclid(NS_PER_S),
+        tv_nsec: ns.rem_euclid(NS_PER_S),
+    };
     Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
 fn nanoseconds(time: Timespec) -> i64 {
-    time.tv_sec.saturating_mul(NS_PER_S).saturating_add(time.tv_nsec)
+    time.tv_sec
+        .saturating_mul(NS_PER_S)
+        .saturating_add(time.tv_nsec)
 }

@@ -37,7 +37,9 @@ impl EventLog {
             Some(Kind::Exited(_)) | None => false,
         });
         if !repeated {
-            self.push(Kind::OutOfMemory(OutOfMemory { container_id: container_id.to_owned() }));
+            self.push(Kind::OutOfMemory(OutOfMemory {
+                container_id: container_id.to_owned(),
+            }));
         }
     }
 
@@ -58,7 +60,11 @@ impl EventLog {
 
     fn take(&self, after: u64) -> Vec<Event> {
         let mut kept = self.kept();
-        while kept.events.front().is_some_and(|event| event.sequence <= after) {
+        while kept
+            .events
+            .front()
+            .is_some_and(|event| event.sequence <= after)
+        {
             kept.events.pop_front();
         }
         kept.events.iter().take(MAX_ANSWER).cloned().collect()
@@ -68,7 +74,10 @@ impl EventLog {
         let mut kept = self.kept();
         kept.last += 1;
         let sequence = kept.last;
-        kept.events.push_back(Event { sequence, kind: Some(kind) });
+        kept.events.push_back(Event {
+            sequence,
+            kind: Some(kind),
+        });
         drop(kept);
         self.news.notify_waiters();
     }
@@ -83,7 +92,10 @@ mod tests {
     use super::*;
 
     fn exit(pid: u32) -> ProcessExited {
-        ProcessExited { pid, ..ProcessExited::default() }
+        ProcessExited {
+            pid,
+            ..ProcessExited::default()
+        }
     }
 
     fn sequences(events: &[Event]) -> Vec<u64> {

@@ -14,7 +14,9 @@ const MAX_RECORD: usize = 900;
 
 /// Installs the subscriber; without /dev/kmsg nothing is logged.
 pub fn install() {
-    let Ok(kmsg) = File::options().write(true).open("/dev/kmsg") else { return };
+    let Ok(kmsg) = File::options().write(true).open("/dev/kmsg") else {
+        return;
+    };
     // Fails only when one is installed already, which is then as good.
     let _ = tracing::subscriber::set_global_default(KernelLog { kmsg });
 }
@@ -45,7 +47,9 @@ impl Subscriber for KernelLog {
             Level::WARN => 4,
             _ => 6,
         };
-        let mut record = Record { text: format!("<{priority}>podvisor-agent:") };
+        let mut record = Record {
+            text: format!("<{priority}>podvisor-agent:"),
+        };
         event.record(&mut record);
         let mut end = record.text.len().min(MAX_RECORD);
         while !record.text.is_char_boundary(end) {

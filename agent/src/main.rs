@@ -33,7 +33,9 @@ use rustix::process::getpid;
 
 fn main() -> ExitCode {
     let started_ns = clock::monotonic_ns();
-    let stage = std::env::args_os().nth(1).and_then(|name| CString::new(name.into_vec()).ok());
+    let stage = std::env::args_os()
+        .nth(1)
+        .and_then(|name| CString::new(name.into_vec()).ok());
     // Only PID 1 of the guest boots; PID 1 of a container is a stage.
     if let Some(code) = stage.and_then(|name| stage::run(&name)) {
         return code;
@@ -41,10 +43,12 @@ fn main() -> ExitCode {
     if !getpid().is_init() {
         return ExitCode::from(2);
     }
-    let served = boot::prepare().map_err(|error| error_chain(&error)).and_then(|()| {
-        log::install();
-        serve::run(started_ns).map_err(|error| error_chain(&error))
-    });
+    let served = boot::prepare()
+        .map_err(|error| error_chain(&error))
+        .and_then(|()| {
+            log::install();
+            serve::run(started_ns).map_err(|error| error_chain(&error))
+        });
     // PID 1 ends here: the kernel panics, and the host learns of it at once.
     if let Err(message) = served {
         log::last_words(&message);

@@ -35,7 +35,9 @@ impl Reaper {
     ///
     /// What signalfd(2) said.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { signals: poll::register(child_descriptor()?, Interest::READABLE)? })
+        Ok(Self {
+            signals: poll::register(child_descriptor()?, Interest::READABLE)?,
+        })
     }
 
     /// Hands every ended child to `reaped`, for ever.
@@ -51,7 +53,8 @@ impl Reaper {
             let mut guard = self.signals.readable().await?;
             // One signal stands for any number of children.
             let mut information = [0_u8; size_of::<libc::signalfd_siginfo>()];
-            let read = guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref().as_fd(), &mut information)?));
+            let read =
+                guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref().as_fd(), &mut information)?));
             if let Ok(result) = read {
                 result?;
             }
@@ -65,10 +68,16 @@ fn next_ended() -> Option<Ended> {
         let (pid, status) = wait(WaitOptions::NOHANG).ok()??;
         let pid = pid.as_raw_nonzero().get().unsigned_abs();
         if let Some(code) = status.exit_status() {
-            return Some(Ended { pid, status: code.unsigned_abs() });
+            return Some(Ended {
+                pid,
+                status: code.unsigned_abs(),
+            });
         }
         if let Some(signal) = status.terminating_signal() {
-            return Some(Ended { pid, status: SIGNALLED + signal.unsigned_abs() });
+            return Some(Ended {
+                pid,
+                status: SIGNALLED + signal.unsigned_abs(),
+            });
         }
     }
 }
@@ -78,9 +87,13 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "the reaper under test waits")]
     fn statuses_are_told_as_shells_tell_them() {
         for (script, expected) in [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137)] {
-            let child = std::process::Command::new("sh").args(["-c", script]).spawn().unwrap();
+            let child = std::process::Command::new("sh")
+                .args(["-c", script])
+                .spawn()
+                .unwrap();
             let pid = child.id();
             let ended = loop {
                 match next_ended() {

@@ -38,7 +38,10 @@ pub enum SandboxError {
 }
 
 fn step<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> SandboxError {
-    move |source| SandboxError::Step { what: what.into(), source: source.into() }
+    move |source| SandboxError::Step {
+        what: what.into(),
+        source: source.into(),
+    }
 }
 
 /// Gives the guest its pod.
@@ -55,7 +58,8 @@ pub fn configure(request: &ConfigureSandboxRequest) -> Result<(), SandboxError> 
         rustix::system::sethostname(request.hostname.as_bytes()).map_err(step("set hostname"))?;
     }
     if !request.domainname.is_empty() {
-        rustix::system::setdomainname(request.domainname.as_bytes()).map_err(step("set domainname"))?;
+        rustix::system::setdomainname(request.domainname.as_bytes())
+            .map_err(step("set domainname"))?;
     }
     mount_file_systems(request.shm_size_bytes)?;
     configure_network(&request.network.clone().unwrap_or_default())?;
@@ -91,12 +95,17 @@ pub fn shut_down() {
 #[must_use]
 pub fn memory_bytes() -> (u64, u64) {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    (meminfo_bytes(&text, "MemTotal:"), meminfo_bytes(&text, "MemAvailable:"))
+    (
+        meminfo_bytes(&text, "MemTotal:"),
+        meminfo_bytes(&text, "MemAvailable:"),
+    )
 }
 
 fn meminfo_bytes(text: &str, key: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(key));
-    let kib: u64 = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+    let kib: u64 = line
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0);
     kib << 10
 }
 
@@ -110,10 +119,20 @@ fn mount_file_systems(shm_size_bytes: u64) -> Result<(), SandboxError> {
     // on the host; the host's export has no device nodes.
     mount(FS_TAG, SHARED_DIR, "virtiofs", MountFlags::NODEV, c"")
         .map_err(step(format!("mount virtio-fs {FS_TAG}")))?;
-    let size = if shm_size_bytes == 0 { DEFAULT_SHM_BYTES } else { shm_size_bytes };
+    let size = if shm_size_bytes == 0 {
+        DEFAULT_SHM_BYTES
+    } else {
+        shm_size_bytes
+    };
     let options = std::ffi::CString::new(format!("mode=1777,size={size}")).unwrap_or_default();
-    mount("shm", SHM_DIR, "tmpfs", flags | MountFlags::NOEXEC, options.as_c_str())
-        .map_err(step("mount the pod's /dev/shm"))
+    mount(
+        "shm",
+        SHM_DIR,
+        "tmpfs",
+        flags | MountFlags::NOEXEC,
+        options.as_c_str(),
+    )
+    .map_err(step("mount the pod's /dev/shm"))
 }
 
 fn write_sysctls(sysctls: &HashMap<String, String>) -> Result<(), SandboxError> {
@@ -125,7 +144,9 @@ fn write_sysctls(sysctls: &HashMap<String, String>) -> Result<(), SandboxError> 
 
 /// Mixes bytes from the host into the kernel's pool, and credits them.
 fn add_entropy(entropy: &[u8]) -> io::Result<()> {
-    let entropy = entropy.get(..entropy.len().min(MAX_ENTROPY)).unwrap_or_default();
+    let entropy = entropy
+        .get(..entropy.len().min(MAX_ENTROPY))
+        .unwrap_or_default();
     if entropy.is_empty() {
         return Ok(());
     }
@@ -138,7 +159,11 @@ fn add_entropy(entropy: &[u8]) -> io::Result<()> {
     // SAFETY: the kernel reads the two lengths and as many bytes as they say,
     // all of which `info` holds.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), ADD_ENTROPY, info.as_ptr()) };
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -49,7 +49,9 @@ async fn serve(started_ns: u64) -> Result<(), ServeError> {
     let streams = VsockListener::bind(STREAM_PORT).map_err(failed("listen for streams"))?;
     let service = AgentService::new(containers.clone());
     let server = Server::new().with_service(AgentServer::new(Arc::new(service)));
-    send_ready(started_ns).await.map_err(failed("report to the host"))?;
+    send_ready(started_ns)
+        .await
+        .map_err(failed("report to the host"))?;
     tokio::spawn(watch_memory(containers.clone()));
     tokio::select! {
         result = reaper.run(|ended| containers.reaped(ended)) => result.map_err(failed("reap")),
@@ -64,10 +66,14 @@ async fn send_ready(started_ns: u64) -> io::Result<()> {
         build_id: env!("CARGO_PKG_VERSION").to_owned(),
         agent_started_ns: started_ns,
         ready_ns: clock::monotonic_ns(),
-        kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+        kernel_release: rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
     };
     let mut host = VsockStream::connect_to_host(READY_PORT).await?;
-    host.write_all(&ready.encode_length_delimited_to_vec()).await?;
+    host.write_all(&ready.encode_length_delimited_to_vec())
+        .await?;
     host.shutdown().await
 }
 

@@ -30,7 +30,10 @@ impl AgentService {
 }
 
 fn key(container_id: String, exec_id: String) -> ProcessKey {
-    ProcessKey { container_id, exec_id }
+    ProcessKey {
+        container_id,
+        exec_id,
+    }
 }
 
 fn encoded(metrics: &Metrics) -> Vec<u8> {
@@ -44,7 +47,9 @@ impl From<ContainerError> for Status {
             ContainerError::NotFound(_) => Self::not_found(message),
             ContainerError::Exists(_) => Self::already_exists(message),
             ContainerError::Phase { .. } => Self::failed_precondition(message),
-            ContainerError::Malformed(_) | ContainerError::Spec(_) => Self::invalid_argument(message),
+            ContainerError::Malformed(_) | ContainerError::Spec(_) => {
+                Self::invalid_argument(message)
+            }
             ContainerError::Launch(error) => launch_status(&error, message),
             ContainerError::Cgroup(_)
             | ContainerError::Streams(_)
@@ -71,7 +76,9 @@ impl From<SandboxError> for Status {
     fn from(error: SandboxError) -> Self {
         let message = error_chain(&error);
         match error {
-            SandboxError::Network(NetworkError::Malformed { .. }) => Self::invalid_argument(message),
+            SandboxError::Network(NetworkError::Malformed { .. }) => {
+                Self::invalid_argument(message)
+            }
             SandboxError::Network(NetworkError::NoInterface(_)) => Self::not_found(message),
             SandboxError::Network(NetworkError::Socket(_) | NetworkError::Kernel { .. })
             | SandboxError::Step { .. } => Self::internal(message),
@@ -111,12 +118,18 @@ impl Agent for AgentService {
         Ok(SetClockResponse {})
     }
 
-    async fn apply_volume(&self, request: ApplyVolumeRequest) -> Result<ApplyVolumeResponse, Status> {
+    async fn apply_volume(
+        &self,
+        request: ApplyVolumeRequest,
+    ) -> Result<ApplyVolumeResponse, Status> {
         volumes::apply(&request.volume_id, &request.entries)?;
         Ok(ApplyVolumeResponse {})
     }
 
-    async fn remove_volume(&self, request: RemoveVolumeRequest) -> Result<RemoveVolumeResponse, Status> {
+    async fn remove_volume(
+        &self,
+        request: RemoveVolumeRequest,
+    ) -> Result<RemoveVolumeResponse, Status> {
         volumes::remove(&request.volume_id)?;
         Ok(RemoveVolumeResponse {})
     }
@@ -126,20 +139,35 @@ impl Agent for AgentService {
         request: CreateContainerRequest,
     ) -> Result<CreateContainerResponse, Status> {
         let stdio = request.stdio.unwrap_or_default();
-        let created = self.containers.create(&request.container_id, request.spec_json, &stdio);
+        let created = self
+            .containers
+            .create(&request.container_id, request.spec_json, &stdio);
         let (pid, streams) = created.await?;
-        Ok(CreateContainerResponse { pid, streams: Some(streams) })
+        Ok(CreateContainerResponse {
+            pid,
+            streams: Some(streams),
+        })
     }
 
     async fn create_exec(&self, request: CreateExecRequest) -> Result<CreateExecResponse, Status> {
         let key = key(request.container_id, request.exec_id);
         let stdio = request.stdio.unwrap_or_default();
-        let streams = self.containers.create_exec(&key, request.process_json, &stdio)?;
-        Ok(CreateExecResponse { streams: Some(streams) })
+        let streams = self
+            .containers
+            .create_exec(&key, request.process_json, &stdio)?;
+        Ok(CreateExecResponse {
+            streams: Some(streams),
+        })
     }
 
-    async fn start_process(&self, request: StartProcessRequest) -> Result<StartProcessResponse, Status> {
-        let pid = self.containers.start(&key(request.container_id, request.exec_id)).await?;
+    async fn start_process(
+        &self,
+        request: StartProcessRequest,
+    ) -> Result<StartProcessResponse, Status> {
+        let pid = self
+            .containers
+            .start(&key(request.container_id, request.exec_id))
+            .await?;
         Ok(StartProcessResponse { pid })
     }
 
@@ -157,7 +185,8 @@ impl Agent for AgentService {
         request: ResizeTerminalRequest,
     ) -> Result<ResizeTerminalResponse, Status> {
         let key = key(request.container_id, request.exec_id);
-        self.containers.resize(&key, request.rows, request.columns)?;
+        self.containers
+            .resize(&key, request.rows, request.columns)?;
         Ok(ResizeTerminalResponse {})
     }
 
@@ -165,7 +194,9 @@ impl Agent for AgentService {
         &self,
         request: DeleteProcessRequest,
     ) -> Result<DeleteProcessResponse, Status> {
-        self.containers.delete(&key(request.container_id, request.exec_id)).await?;
+        self.containers
+            .delete(&key(request.container_id, request.exec_id))
+            .await?;
         Ok(DeleteProcessResponse {})
     }
 
@@ -181,7 +212,8 @@ impl Agent for AgentService {
         &self,
         request: UpdateContainerRequest,
     ) -> Result<UpdateContainerResponse, Status> {
-        self.containers.update(&request.container_id, &request.resources_json)?;
+        self.containers
+            .update(&request.container_id, &request.resources_json)?;
         Ok(UpdateContainerResponse {})
     }
 
@@ -212,7 +244,11 @@ impl Agent for AgentService {
     async fn sandbox_stats(&self, _: SandboxStatsRequest) -> Result<SandboxStatsResponse, Status> {
         let (memory_total_bytes, memory_available_bytes) = sandbox::memory_bytes();
         let metrics = encoded(&cgroup::pod().metrics());
-        Ok(SandboxStatsResponse { metrics, memory_total_bytes, memory_available_bytes })
+        Ok(SandboxStatsResponse {
+            metrics,
+            memory_total_bytes,
+            memory_available_bytes,
+        })
     }
 
     async fn next_events(&self, request: NextEventsRequest) -> Result<NextEventsResponse, Status> {

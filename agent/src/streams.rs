@@ -6,11 +6,14 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use podvisor_proto::agent::STREAM_TOKEN_LEN;
 use rustix::fs::OFlags;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest};
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 use crate::sys::poll::{self, PolledFd};
 
@@ -33,6 +36,7 @@ pub enum Local {
 #[derive(Debug)]
 pub struct StreamTable<C> {
     slots: Mutex<HashMap<Token, Slot<C>>>,
+    arrivals: Notify,
 }
 
 #[derive(Debug)]
@@ -45,7 +49,10 @@ struct Slot<C> {
 
 impl<C> Default for StreamTable<C> {
     fn default() -> Self {
-        Self { slots: Mutex::new(HashMap::new()) }
+        Self {
+            slots: Mutex::new(HashMap::new()),
+            arrivals: Notify::new(),
+        }
     }
 }
 
@@ -58,7 +65,12 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send + 'static> StreamTable<C> {
     pub fn issue(&self) -> io::Result<Token> {
         let mut token = Token::default();
         rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())?;
-        let slot = Slot { connection: None, local: None, connected: false, copying: None };
+        let slot = Slot {
+            connection: None,
+            local: None,
+            connected: false,
+            copying: None,
+        };
         self.slots().insert(token, slot);
         Ok(token)
     }
@@ -67,10 +79,13 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send + 'static> StreamTable<C> {
     /// dropped, for a token that is unknown or taken.
     pub fn connect(&self, token: &Token, connection: C) -> bool {
         let mut slots = self.slots();
-        let Some(slot) = slots.get_mut(token).filter(|slot| !slot.connected) else { return false };
+        let Some(slot) = slots.get_mut(token).filter(|slot| !slot.connected) else {
+            return false;
+        };
         slot.connected = true;
         slot.connection = Some(connection);
         slot.begin();
+        self.arrivals.notify_waiters();
         true
     }
 
@@ -86,6 +101,21 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send + 'static> StreamTable<C> {
     #[must_use]
     pub fn is_connected(&self, token: &Token) -> bool {
         self.slots().get(token).is_some_and(|slot| slot.connected)
+    }
+
+    /// Waits until `done` holds, looking again whenever a stream was connected; false when it
+    /// does not within `limit`.
+    pub async fn wait_until(&self, limit: Duration, done: impl Fn() -> bool) -> bool {
+        let wait = async {
+            loop {
+                let arrival = self.arrivals.notified();
+                if done() {
+                    return;
+                }
+                arrival.await;
+            }
+        };
+        timeout(limit, wait).await.is_ok()
     }
 
     /// Closes the stream, whatever is in flight.
@@ -227,13 +257,19 @@ mod tests {
     async fn output_arrives_whole_and_ends() {
         let table = Arc::new(StreamTable::default());
         let (token, write) = output_of(&table);
-        let expected: Vec<u8> = (0..1_000_000_u32).map(|n| n.to_le_bytes()[n as usize % 3]).collect();
+        let expected: Vec<u8> = (0..1_000_000_u32)
+            .map(|n| n.to_le_bytes()[n as usize % 3])
+            .collect();
         let writer = std::thread::spawn({
             let data = expected.clone();
             move || std::io::Write::write_all(&mut std::fs::File::from(write), &data).unwrap()
         });
         let mut received = Vec::new();
-        dial(&table, token).await.read_to_end(&mut received).await.unwrap();
+        dial(&table, token)
+            .await
+            .read_to_end(&mut received)
+            .await
+            .unwrap();
         writer.join().unwrap();
         assert!(received == expected);
     }
@@ -245,7 +281,11 @@ mod tests {
         rustix::io::write(&write, b"last words").unwrap();
         drop(write);
         let mut received = String::new();
-        dial(&table, token).await.read_to_string(&mut received).await.unwrap();
+        dial(&table, token)
+            .await
+            .read_to_string(&mut received)
+            .await
+            .unwrap();
         assert_eq!(received, "last words");
     }
 

@@ -85,7 +85,9 @@ fn remove_in(parent: &Path, volume_id: &str) -> Result<(), VolumeError> {
             remove_others(root.as_fd(), "", &BTreeSet::new(), 0)?;
         }
     }
-    rustix::fs::rmdir(&path).map_err(io::Error::from).map_err(failed(""))
+    rustix::fs::rmdir(&path)
+        .map_err(io::Error::from)
+        .map_err(failed(""))
 }
 
 fn failed(path: &str) -> impl FnOnce(io::Error) -> VolumeError {
@@ -97,15 +99,27 @@ fn check_id(id: &str) -> Result<(), VolumeError> {
     let mut components = Path::new(id).components();
     match (components.next(), components.next()) {
         (Some(Component::Normal(name)), None) if name.as_bytes() == id.as_bytes() => Ok(()),
-        _ => Err(VolumeError::Name { what: "volume id", name: id.to_owned() }),
+        _ => Err(VolumeError::Name {
+            what: "volume id",
+            name: id.to_owned(),
+        }),
     }
 }
 
 fn check_path(path: &str) -> Result<(), VolumeError> {
     let normal = |part: &str| !matches!(part, "" | "." | ".." | NEW);
     let allowed = path.is_empty()
-        || (path.split('/').all(normal) && path.split('/').count() <= MAX_DEPTH && !path.contains('\0'));
-    if allowed { Ok(()) } else { Err(VolumeError::Name { what: "path", name: path.to_owned() }) }
+        || (path.split('/').all(normal)
+            && path.split('/').count() <= MAX_DEPTH
+            && !path.contains('\0'));
+    if allowed {
+        Ok(())
+    } else {
+        Err(VolumeError::Name {
+            what: "path",
+            name: path.to_owned(),
+        })
+    }
 }
 
 fn kind_of(entry: &VolumeEntry) -> FileType {
@@ -135,14 +149,22 @@ fn write_entry(root: BorrowedFd<'_>, entry: &VolumeEntry) -> Result<(), VolumeEr
     let done = match kind_of(entry) {
         FileType::Directory if entry.path.is_empty() => set_owner_and_mode(root, entry),
         _ if entry.path.is_empty() => {
-            return Err(VolumeError::Name { what: "type of the root of", name: entry.path.clone() });
+            return Err(VolumeError::Name {
+                what: "type of the root of",
+                name: entry.path.clone(),
+            });
         }
-        kind => open_beneath(root, parent).map_err(io::Error::from).and_then(|directory| match kind {
-            FileType::Directory => write_directory(directory.as_fd(), name, entry),
-            FileType::RegularFile => write_file(directory.as_fd(), name, entry),
-            FileType::Symlink => write_link(directory.as_fd(), name, entry),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "neither file, folder nor link")),
-        }),
+        kind => open_beneath(root, parent)
+            .map_err(io::Error::from)
+            .and_then(|directory| match kind {
+                FileType::Directory => write_directory(directory.as_fd(), name, entry),
+                FileType::RegularFile => write_file(directory.as_fd(), name, entry),
+                FileType::Symlink => write_link(directory.as_fd(), name, entry),
+                _ => Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "neither file, folder nor link",
+                )),
+            }),
     };
     done.map_err(failed(&entry.path))
 }
@@ -179,21 +201,35 @@ fn write_link(parent: BorrowedFd<'_>, name: &str, entry: &VolumeEntry) -> io::Re
     discard_new(parent)?;
     rustix::fs::symlinkat(entry.data.as_slice(), parent, NEW)?;
     let (owner, group) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-    rustix::fs::chownat(parent, NEW, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+    rustix::fs::chownat(
+        parent,
+        NEW,
+        Some(owner),
+        Some(group),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?;
     Ok(rustix::fs::renameat(parent, NEW, parent, name)?)
 }
 
 /// Whether the file is there as it should be: then readers see no event.
 fn is_same_file(parent: BorrowedFd<'_>, name: &str, entry: &VolumeEntry) -> bool {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(file) = rustix::fs::openat(parent, name, flags, Mode::empty()) else { return false };
-    let Ok(stat) = rustix::fs::fstat(&file) else { return false };
+    let Ok(file) = rustix::fs::openat(parent, name, flags, Mode::empty()) else {
+        return false;
+    };
+    let Ok(stat) = rustix::fs::fstat(&file) else {
+        return false;
+    };
     let same_size = u64::try_from(stat.st_size).is_ok_and(|size| size == entry.data.len() as u64);
-    if stat.st_mode != entry.mode || (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid) || !same_size {
+    if stat.st_mode != entry.mode
+        || (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid)
+        || !same_size
+    {
         return false;
     }
     let mut content = vec![0; entry.data.len()];
-    io::Read::read_exact(&mut std::fs::File::from(file), &mut content).is_ok() && content == entry.data
+    io::Read::read_exact(&mut std::fs::File::from(file), &mut content).is_ok()
+        && content == entry.data
 }
 
 fn discard_new(parent: BorrowedFd<'_>) -> io::Result<()> {
@@ -205,8 +241,15 @@ fn discard_new(parent: BorrowedFd<'_>) -> io::Result<()> {
 
 /// The owner first: changing it clears set-id bits.
 fn set_owner_and_mode(fd: BorrowedFd<'_>, entry: &VolumeEntry) -> io::Result<()> {
-    rustix::fs::fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
-    Ok(rustix::fs::fchmod(fd, Mode::from_raw_mode(entry.mode & 0o7777))?)
+    rustix::fs::fchown(
+        fd,
+        Some(Uid::from_raw(entry.uid)),
+        Some(Gid::from_raw(entry.gid)),
+    )?;
+    Ok(rustix::fs::fchmod(
+        fd,
+        Mode::from_raw_mode(entry.mode & 0o7777),
+    )?)
 }
 
 /// Removes what `wanted` does not name, links before what they lead to.
@@ -217,26 +260,46 @@ fn remove_others(
     depth: usize,
 ) -> Result<(), VolumeError> {
     if depth > MAX_DEPTH {
-        return Err(VolumeError::Name { what: "depth of", name: path.to_owned() });
+        return Err(VolumeError::Name {
+            what: "depth of",
+            name: path.to_owned(),
+        });
     }
     let mut names = Vec::new();
-    for entry in Dir::read_from(directory).map_err(io::Error::from).map_err(failed(path))? {
+    for entry in Dir::read_from(directory)
+        .map_err(io::Error::from)
+        .map_err(failed(path))?
+    {
         let entry = entry.map_err(io::Error::from).map_err(failed(path))?;
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            names.push((entry.file_type() == FileType::Directory, entry.file_name().to_owned()));
+            names.push((
+                entry.file_type() == FileType::Directory,
+                entry.file_name().to_owned(),
+            ));
         }
     }
     names.sort();
     for (is_directory, name) in names {
         let text = name.to_string_lossy();
-        let full = if path.is_empty() { text.into_owned() } else { format!("{path}/{text}") };
+        let full = if path.is_empty() {
+            text.into_owned()
+        } else {
+            format!("{path}/{text}")
+        };
         if is_directory {
-            let below = open_directory(directory, Path::new(std::ffi::OsStr::from_bytes(name.to_bytes())));
+            let below = open_directory(
+                directory,
+                Path::new(std::ffi::OsStr::from_bytes(name.to_bytes())),
+            );
             let below = below.map_err(io::Error::from).map_err(failed(&full))?;
             remove_others(below.as_fd(), &full, wanted, depth + 1)?;
         }
         if !wanted.contains(full.as_str()) {
-            let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+            let flags = if is_directory {
+                AtFlags::REMOVEDIR
+            } else {
+                AtFlags::empty()
+            };
             rustix::fs::unlinkat(directory, name.as_c_str(), flags)
                 .map_err(io::Error::from)
                 .map_err(failed(&full))?;

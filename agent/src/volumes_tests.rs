@@ -4,8 +4,17 @@ use super::*;
 
 fn entry(path: &str, mode: u32, data: &str) -> VolumeEntry {
     // The test may run unprivileged, so entries belong to its user.
-    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    VolumeEntry { path: path.to_owned(), mode, uid, gid, data: data.as_bytes().to_vec() }
+    let (uid, gid) = (
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    VolumeEntry {
+        path: path.to_owned(),
+        mode,
+        uid,
+        gid,
+        data: data.as_bytes().to_vec(),
+    }
 }
 
 fn version(folder: &str, value: &str) -> Vec<VolumeEntry> {
@@ -34,7 +43,11 @@ fn applying_the_same_again_changes_nothing() {
     use std::os::unix::fs::MetadataExt as _;
     let parent = tempfile::tempdir().unwrap();
     apply_in(parent.path(), "config", &version("..1", "one")).unwrap();
-    let inode = || std::fs::metadata(parent.path().join("config/key")).unwrap().ino();
+    let inode = || {
+        std::fs::metadata(parent.path().join("config/key"))
+            .unwrap()
+            .ino()
+    };
     let before = inode();
     apply_in(parent.path(), "config", &version("..1", "one")).unwrap();
     assert_eq!(inode(), before);
@@ -53,11 +66,23 @@ fn removal_leaves_nothing_and_may_be_repeated() {
 fn paths_that_lead_elsewhere_are_refused() {
     let parent = tempfile::tempdir().unwrap();
     for id in ["", ".", "..", "a/b", "/a", "a/"] {
-        assert!(matches!(apply_in(parent.path(), id, &[]), Err(VolumeError::Name { .. })), "{id}");
+        assert!(
+            matches!(
+                apply_in(parent.path(), id, &[]),
+                Err(VolumeError::Name { .. })
+            ),
+            "{id}"
+        );
     }
     for path in ["/etc", "../x", "a/../b", "a//b", "a/./b", "a/"] {
         let entries = [entry(path, 0o100_644, "x")];
-        assert!(matches!(apply_in(parent.path(), "v", &entries), Err(VolumeError::Name { .. })), "{path}");
+        assert!(
+            matches!(
+                apply_in(parent.path(), "v", &entries),
+                Err(VolumeError::Name { .. })
+            ),
+            "{path}"
+        );
     }
 }
 
@@ -76,5 +101,8 @@ fn a_link_planted_by_a_container_is_not_followed() {
 fn a_device_is_refused() {
     let parent = tempfile::tempdir().unwrap();
     let entries = [entry("null", 0o020_666, "")];
-    assert!(matches!(apply_in(parent.path(), "v", &entries), Err(VolumeError::Entry { .. })));
+    assert!(matches!(
+        apply_in(parent.path(), "v", &entries),
+        Err(VolumeError::Entry { .. })
+    ));
 }

@@ -40,22 +40,40 @@ const R_SCRATCH: u8 = 6;
 /// What every container may use, whatever its rules say (runc's
 /// `specconv.AllowedDevices`): make any node, and use the harmless ones.
 const ALWAYS_ALLOWED: &[Rule] = &[
-    Rule { allow: true, kind: Some(TYPE_CHAR), major: None, minor: None, access: ACCESS_MKNOD },
-    Rule { allow: true, kind: Some(TYPE_BLOCK), major: None, minor: None, access: ACCESS_MKNOD },
-    char_device(1, Some(3)),  // null
-    char_device(1, Some(5)),  // zero
-    char_device(1, Some(7)),  // full
-    char_device(1, Some(8)),  // random
-    char_device(1, Some(9)),  // urandom
-    char_device(5, Some(0)),  // tty
-    char_device(5, Some(1)),  // console
-    char_device(5, Some(2)),  // ptmx
-    char_device(136, None),   // pts/*
+    Rule {
+        allow: true,
+        kind: Some(TYPE_CHAR),
+        major: None,
+        minor: None,
+        access: ACCESS_MKNOD,
+    },
+    Rule {
+        allow: true,
+        kind: Some(TYPE_BLOCK),
+        major: None,
+        minor: None,
+        access: ACCESS_MKNOD,
+    },
+    char_device(1, Some(3)), // null
+    char_device(1, Some(5)), // zero
+    char_device(1, Some(7)), // full
+    char_device(1, Some(8)), // random
+    char_device(1, Some(9)), // urandom
+    char_device(5, Some(0)), // tty
+    char_device(5, Some(1)), // console
+    char_device(5, Some(2)), // ptmx
+    char_device(136, None),  // pts/*
 ];
 
 const fn char_device(major: i32, minor: Option<i32>) -> Rule {
     let access = ACCESS_MKNOD | ACCESS_READ | ACCESS_WRITE;
-    Rule { allow: true, kind: Some(TYPE_CHAR), major: Some(major), minor, access }
+    Rule {
+        allow: true,
+        kind: Some(TYPE_CHAR),
+        major: Some(major),
+        minor,
+        access,
+    }
 }
 
 /// A device rule in the kernel's numbers; `None` matches everything.
@@ -79,9 +97,9 @@ impl Rule {
         };
         let number = |number: Option<i64>| match number {
             None | Some(-1) => Ok(None),
-            Some(number) => {
-                i32::try_from(number).map(Some).map_err(|_| invalid("device number out of range"))
-            }
+            Some(number) => i32::try_from(number)
+                .map(Some)
+                .map_err(|_| invalid("device number out of range")),
         };
         let mut access = 0;
         for letter in rule.access.chars() {
@@ -95,7 +113,13 @@ impl Rule {
         if access == 0 {
             access = ACCESS_READ | ACCESS_WRITE | ACCESS_MKNOD;
         }
-        Ok(Self { allow: rule.allow, kind, major: number(rule.major)?, minor: number(rule.minor)?, access })
+        Ok(Self {
+            allow: rule.allow,
+            kind,
+            major: number(rule.major)?,
+            minor: number(rule.minor)?,
+            access,
+        })
     }
 }
 
@@ -111,7 +135,12 @@ struct Insn {
 
 impl Insn {
     const fn new(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Self {
-        Self { code, registers: source << 4 | destination, offset, immediate }
+        Self {
+            code,
+            registers: source << 4 | destination,
+            offset,
+            immediate,
+        }
     }
 
     /// destination = *(u32 *)(source + offset)
@@ -182,15 +211,25 @@ fn append_rule(program: &mut Vec<Insn>, rule: &Rule) {
             Insn::exit(),
         ]
     };
-    let matches = [(R_TYPE, rule.kind), (R_MAJOR, rule.major), (R_MINOR, rule.minor)];
-    let matches: Vec<(u8, i32)> =
-        matches.into_iter().filter_map(|(register, value)| value.map(|value| (register, value))).collect();
+    let matches = [
+        (R_TYPE, rule.kind),
+        (R_MAJOR, rule.major),
+        (R_MINOR, rule.minor),
+    ];
+    let matches: Vec<(u8, i32)> = matches
+        .into_iter()
+        .filter_map(|(register, value)| value.map(|value| (register, value)))
+        .collect();
     // Each mismatch skips the checks after it and the decision.
     let mut skip = matches.len() + decision.len();
     for (register, value) in matches {
         skip -= 1;
         // At most seven instructions follow, so the offset always fits.
-        program.push(Insn::jump_unless_equal(register, value, i16::try_from(skip).unwrap_or(i16::MAX)));
+        program.push(Insn::jump_unless_equal(
+            register,
+            value,
+            i16::try_from(skip).unwrap_or(i16::MAX),
+        ));
     }
     program.extend(decision);
 }
@@ -227,9 +266,15 @@ struct AttachAttributes {
 /// InvalidInput for a rule that does not parse, else what bpf(2) said.
 pub fn attach(cgroup: &OwnedFd, rules: &[DeviceRule]) -> io::Result<()> {
     if rules.len() > MAX_RULES {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many device rules"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "too many device rules",
+        ));
     }
-    let mut parsed = rules.iter().map(Rule::parse).collect::<io::Result<Vec<Rule>>>()?;
+    let mut parsed = rules
+        .iter()
+        .map(Rule::parse)
+        .collect::<io::Result<Vec<Rule>>>()?;
     parsed.extend(ALWAYS_ALLOWED);
     let program = load(&assemble(&parsed))?;
     let attributes = AttachAttributes {
@@ -268,7 +313,10 @@ fn bpf<T>(command: u64, attributes: &T) -> io::Result<i32> {
     // above, its size is passed along, and the memory that its pointers name
     // outlives the call; the kernel copies all of it.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
-    i32::try_from(result).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)
+    i32::try_from(result)
+        .ok()
+        .filter(|fd| *fd >= 0)
+        .ok_or_else(io::Error::last_os_error)
 }
 
 fn descriptor(fd: BorrowedFd<'_>) -> u32 {
@@ -347,7 +395,13 @@ mod tests {
         let write = rule(r#"{"allow":true,"type":"c","major":10,"minor":5,"access":"w"}"#);
         assert!(allowed(&[read, write], TYPE_CHAR, 10, 5, RW));
         assert!(!allowed(&[read], TYPE_CHAR, 10, 5, RW));
-        assert!(!allowed(&[read, write], TYPE_CHAR, 10, 5, RW | ACCESS_MKNOD));
+        assert!(!allowed(
+            &[read, write],
+            TYPE_CHAR,
+            10,
+            5,
+            RW | ACCESS_MKNOD
+        ));
     }
 
     #[test]

@@ -19,7 +19,12 @@ pub struct Limit {
 #[must_use]
 pub fn writes(resources: &Resources) -> Vec<Limit> {
     let mut writes = Vec::new();
-    let mut push = |file: &str, value: String| writes.push(Limit { file: file.to_owned(), value });
+    let mut push = |file: &str, value: String| {
+        writes.push(Limit {
+            file: file.to_owned(),
+            value,
+        })
+    };
     if let Some(memory) = &resources.memory {
         memory_writes(memory, &mut push);
     }
@@ -28,10 +33,20 @@ pub fn writes(resources: &Resources) -> Vec<Limit> {
     }
     if let Some(pids) = &resources.pids {
         let unlimited = pids.limit <= 0;
-        push("pids.max", if unlimited { "max".to_owned() } else { pids.limit.to_string() });
+        push(
+            "pids.max",
+            if unlimited {
+                "max".to_owned()
+            } else {
+                pids.limit.to_string()
+            },
+        );
     }
     for limit in &resources.hugepage_limits {
-        push(&format!("hugetlb.{}.max", limit.page_size), limit.limit.to_string());
+        push(
+            &format!("hugetlb.{}.max", limit.page_size),
+            limit.limit.to_string(),
+        );
     }
     for (file, value) in &resources.unified {
         push(file, value.clone());
@@ -48,7 +63,10 @@ fn memory_writes(memory: &Memory, push: &mut impl FnMut(&str, String)) {
     match (memory.swap.filter(|bytes| *bytes != 0), limit) {
         (Some(swap), _) if swap < 0 => push("memory.swap.max", "max".to_owned()),
         (Some(swap), Some(limit)) if limit > 0 => {
-            push("memory.swap.max", swap.saturating_sub(limit).max(0).to_string());
+            push(
+                "memory.swap.max",
+                swap.saturating_sub(limit).max(0).to_string(),
+            );
         }
         _ => {}
     }
@@ -72,7 +90,10 @@ fn cpu_writes(cpu: &Cpu, push: &mut impl FnMut(&str, String)) {
     if cpu.quota.is_some() || cpu.period.is_some() {
         let quota = cpu.quota.filter(|quota| *quota > 0);
         let quota = quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
-        let period = cpu.period.filter(|period| *period != 0).unwrap_or(DEFAULT_PERIOD_US);
+        let period = cpu
+            .period
+            .filter(|period| *period != 0)
+            .unwrap_or(DEFAULT_PERIOD_US);
         push("cpu.max", format!("{quota} {period}"));
     }
     if let Some(burst) = cpu.burst.filter(|burst| *burst != 0) {
@@ -87,7 +108,11 @@ fn cpu_writes(cpu: &Cpu, push: &mut impl FnMut(&str, String)) {
 }
 
 fn bytes_or_max(bytes: i64) -> String {
-    if bytes < 0 { "max".to_owned() } else { bytes.to_string() }
+    if bytes < 0 {
+        "max".to_owned()
+    } else {
+        bytes.to_string()
+    }
 }
 
 /// cgroup v1's shares (2..262144) as cgroup v2's weight (1..10000).
@@ -102,7 +127,10 @@ mod tests {
 
     fn written(json: &str) -> Vec<(String, String)> {
         let resources = parse_resources(json.as_bytes()).unwrap();
-        writes(&resources).into_iter().map(|limit| (limit.file, limit.value)).collect()
+        writes(&resources)
+            .into_iter()
+            .map(|limit| (limit.file, limit.value))
+            .collect()
     }
 
     fn pair(file: &str, value: &str) -> (String, String) {
@@ -156,6 +184,9 @@ mod tests {
 
     #[test]
     fn unified_files_are_written_as_they_are() {
-        assert_eq!(written(r#"{"unified":{"memory.high":"1M"}}"#), [pair("memory.high", "1M")]);
+        assert_eq!(
+            written(r#"{"unified":{"memory.high":"1M"}}"#),
+            [pair("memory.high", "1M")]
+        );
     }
 }

@@ -59,12 +59,19 @@ pub enum CgroupError {
 ///
 /// [`CgroupError::File`] with the file.
 pub fn build_tree() -> Result<(), CgroupError> {
-    let root = Cgroup { path: PathBuf::from(CGROUP_ROOT) };
-    let agent = Cgroup { path: root.path.join(AGENT_LEAF) };
+    let root = Cgroup {
+        path: PathBuf::from(CGROUP_ROOT),
+    };
+    let agent = Cgroup {
+        path: root.path.join(AGENT_LEAF),
+    };
     agent.make()?;
     agent.write("cgroup.procs", "0")?;
     let available = root.read("cgroup.controllers")?;
-    let enable: String = available.split_whitespace().map(|name| format!("+{name} ")).collect();
+    let enable: String = available
+        .split_whitespace()
+        .map(|name| format!("+{name} "))
+        .collect();
     root.write("cgroup.subtree_control", &enable)?;
     agent.write("memory.min", &AGENT_PROTECTED_BYTES.to_string())?;
     let pod = pod();
@@ -75,7 +82,9 @@ pub fn build_tree() -> Result<(), CgroupError> {
 /// The parent of all containers.
 #[must_use]
 pub fn pod() -> Cgroup {
-    Cgroup { path: Path::new(CGROUP_ROOT).join(POD) }
+    Cgroup {
+        path: Path::new(CGROUP_ROOT).join(POD),
+    }
 }
 
 /// One cgroup, by path. Dropping it leaves the cgroup in place.
@@ -91,9 +100,13 @@ impl Cgroup {
     ///
     /// [`CgroupError`] with the file; the cgroup is removed again.
     pub fn create(container_id: &str, resources: &Resources) -> Result<Self, CgroupError> {
-        let cgroup = Self { path: pod().path.join(leaf_name(container_id)) };
+        let cgroup = Self {
+            path: pod().path.join(leaf_name(container_id)),
+        };
         cgroup.make()?;
-        let limited = cgroup.apply(resources).and_then(|()| cgroup.attach_devices(resources));
+        let limited = cgroup
+            .apply(resources)
+            .and_then(|()| cgroup.attach_devices(resources));
         if let Err(error) = limited {
             // Nothing ran in it yet, so one attempt is enough.
             let _ = fs::remove_dir(&cgroup.path);
@@ -122,7 +135,8 @@ impl Cgroup {
     /// [`CgroupError::File`].
     pub fn open(&self) -> Result<OwnedFd, CgroupError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(&self.path, flags, Mode::empty()).map_err(|errno| self.error("", errno.into()))
+        rustix::fs::open(&self.path, flags, Mode::empty())
+            .map_err(|errno| self.error("", errno.into()))
     }
 
     /// Path of one of its files.
@@ -161,7 +175,10 @@ impl Cgroup {
     pub async fn freeze(&self) -> Result<(), CgroupError> {
         self.write("cgroup.freeze", "1")?;
         for _ in 0..200_u32 {
-            let frozen = self.read("cgroup.events")?.lines().any(|line| line == "frozen 1");
+            let frozen = self
+                .read("cgroup.events")?
+                .lines()
+                .any(|line| line == "frozen 1");
             if frozen {
                 return Ok(());
             }
@@ -223,7 +240,8 @@ impl Cgroup {
         let mut next = 0;
         while let Some(directory) = found.get(next) {
             let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-            let children = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            let children =
+                entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
             let children: Vec<PathBuf> = children.map(|entry| entry.path()).collect();
             found.extend(children);
             next += 1;
@@ -233,7 +251,9 @@ impl Cgroup {
 
     fn make(&self) -> Result<(), CgroupError> {
         match fs::create_dir(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(self.error("", error)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(self.error("", error))
+            }
             _ => Ok(()),
         }
     }
@@ -243,7 +263,8 @@ impl Cgroup {
             match self.write(&limit.file, &limit.value) {
                 // The guest kernel has no swap: "no swap" is then already true.
                 Err(CgroupError::File { source, .. })
-                    if limit.file == "memory.swap.max" && source.kind() == io::ErrorKind::NotFound => {}
+                    if limit.file == "memory.swap.max"
+                        && source.kind() == io::ErrorKind::NotFound => {}
                 written => written?,
             }
         }
@@ -252,13 +273,16 @@ impl Cgroup {
 
     fn attach_devices(&self, resources: &Resources) -> Result<(), CgroupError> {
         let directory = self.open_for_bpf()?;
-        devices::attach(&directory, &resources.devices)
-            .map_err(|source| CgroupError::Devices { path: self.path.display().to_string(), source })
+        devices::attach(&directory, &resources.devices).map_err(|source| CgroupError::Devices {
+            path: self.path.display().to_string(),
+            source,
+        })
     }
 
     fn open_for_bpf(&self) -> Result<OwnedFd, CgroupError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(&self.path, flags, Mode::empty()).map_err(|errno| self.error("", errno.into()))
+        rustix::fs::open(&self.path, flags, Mode::empty())
+            .map_err(|errno| self.error("", errno.into()))
     }
 
     fn read(&self, name: &str) -> Result<String, CgroupError> {
@@ -276,7 +300,10 @@ impl Cgroup {
     }
 
     fn error(&self, name: &str, source: io::Error) -> CgroupError {
-        CgroupError::File { file: self.file(name).display().to_string(), source }
+        CgroupError::File {
+            file: self.file(name).display().to_string(),
+            source,
+        }
     }
 }
 
@@ -285,7 +312,13 @@ impl Cgroup {
 fn leaf_name(container_id: &str) -> String {
     let mut name: String = container_id
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
         .collect();
     name.truncate(NAME_MAX);
     // A cgroup file name must not be taken, nor "." and "..".
@@ -319,7 +352,9 @@ mod tests {
     fn a_subtree_lists_parents_before_children() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir_all(directory.path().join("a/b")).unwrap();
-        let cgroup = Cgroup { path: directory.path().to_path_buf() };
+        let cgroup = Cgroup {
+            path: directory.path().to_path_buf(),
+        };
         let found = cgroup.subtree();
         assert_eq!(found.len(), 3);
         assert!(found[2].ends_with("a/b"));

@@ -60,7 +60,9 @@ impl Cgroup {
 /// The value of `key` in a flat keyed file; 0 when absent.
 #[must_use]
 pub fn value_of(text: &str, key: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
     line.map_or(0, number)
 }
 
@@ -96,7 +98,9 @@ fn parse_memory_events(text: &str) -> MemoryEvents {
 fn parse_memory(text: &str) -> MemoryStat {
     let mut stat = MemoryStat::default();
     for line in text.lines() {
-        let Some((key, value)) = line.split_once(' ') else { continue };
+        let Some((key, value)) = line.split_once(' ') else {
+            continue;
+        };
         let field = match key {
             "anon" => &mut stat.anon,
             "file" => &mut stat.file,
@@ -119,7 +123,9 @@ fn parse_memory(text: &str) -> MemoryStat {
             "pgmajfault" => &mut stat.pgmajfault,
             // The kernel split these by kind in 5.9; containerd has one field.
             "workingset_refault_anon" | "workingset_refault_file" => &mut stat.workingset_refault,
-            "workingset_activate_anon" | "workingset_activate_file" => &mut stat.workingset_activate,
+            "workingset_activate_anon" | "workingset_activate_file" => {
+                &mut stat.workingset_activate
+            }
             "workingset_nodereclaim" => &mut stat.workingset_nodereclaim,
             "pgrefill" => &mut stat.pgrefill,
             "pgscan" => &mut stat.pgscan,
@@ -139,14 +145,20 @@ fn parse_memory(text: &str) -> MemoryStat {
 
 /// Parses io.stat: `MAJ:MIN rbytes=… wbytes=… rios=… wios=… …`.
 fn parse_io(text: &str) -> Vec<IoEntry> {
-    text.lines().filter_map(parse_io_line).take(MAX_DEVICES).collect()
+    text.lines()
+        .filter_map(parse_io_line)
+        .take(MAX_DEVICES)
+        .collect()
 }
 
 fn parse_io_line(line: &str) -> Option<IoEntry> {
     let mut words = line.split_whitespace();
     let (major, minor) = words.next()?.split_once(':')?;
-    let mut entry =
-        IoEntry { major: major.parse().ok()?, minor: minor.parse().ok()?, ..IoEntry::default() };
+    let mut entry = IoEntry {
+        major: major.parse().ok()?,
+        minor: minor.parse().ok()?,
+        ..IoEntry::default()
+    };
     for (key, value) in words.filter_map(|word| word.split_once('=')) {
         match key {
             "rbytes" => entry.rbytes = number(value),
@@ -173,16 +185,22 @@ mod tests {
 
     #[test]
     fn split_counters_are_added_up() {
-        let stat = parse_memory("anon 4096\nworkingset_refault_anon 2\nworkingset_refault_file 3\nnew 1\n");
+        let stat = parse_memory(
+            "anon 4096\nworkingset_refault_anon 2\nworkingset_refault_file 3\nnew 1\n",
+        );
         assert_eq!(stat.anon, 4096);
         assert_eq!(stat.workingset_refault, 5);
     }
 
     #[test]
     fn io_lines_parse_and_broken_ones_are_skipped() {
-        let entries = parse_io("254:0 rbytes=512 wbytes=1024 rios=1 wios=2 dbytes=0 dios=0\nbroken\n");
+        let entries =
+            parse_io("254:0 rbytes=512 wbytes=1024 rios=1 wios=2 dbytes=0 dios=0\nbroken\n");
         assert_eq!(entries.len(), 1);
-        assert_eq!((entries[0].major, entries[0].rbytes, entries[0].wios), (254, 512, 2));
+        assert_eq!(
+            (entries[0].major, entries[0].rbytes, entries[0].wios),
+            (254, 512, 2)
+        );
     }
 
     #[test]

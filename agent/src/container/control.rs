@@ -32,10 +32,17 @@ impl Containers {
             return signal_all(&cgroup, number);
         }
         let process = table.process(key)?;
-        let id = if key.exec_id.is_empty() { &key.container_id } else { &key.exec_id };
+        let id = if key.exec_id.is_empty() {
+            &key.container_id
+        } else {
+            &key.exec_id
+        };
         match (process.phase(), &process.pidfd) {
             (Phase::Ended, _) => Err(ContainerError::NotFound(format!("{id}: it has ended"))),
-            (_, None) => Err(ContainerError::Phase { id: id.clone(), reason: "it is not started" }),
+            (_, None) => Err(ContainerError::Phase {
+                id: id.clone(),
+                reason: "it is not started",
+            }),
             (_, Some(pidfd)) => match signal::send(std::os::fd::AsFd::as_fd(pidfd), number) {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
                     Err(ContainerError::NotFound(format!("{id}: it has ended")))
@@ -63,7 +70,10 @@ impl Containers {
 
     /// Gives a new terminal the size that was asked for while it was made.
     pub(super) fn apply_late_size(&self, key: &ProcessKey) {
-        let size = self.table().process(key).map_or((0, 0), |process| process.size);
+        let size = self
+            .table()
+            .process(key)
+            .map_or((0, 0), |process| process.size);
         if size != (0, 0) {
             // The terminal has a size already; this only corrects it.
             let _ = self.resize(key, size.0, size.1);
@@ -116,7 +126,10 @@ impl Containers {
     pub fn metrics(&self, id: &str) -> Result<Metrics, ContainerError> {
         let mut table = self.table();
         let container = table.container(id)?;
-        Ok(container.last_metrics.clone().unwrap_or_else(|| container.cgroup.metrics()))
+        Ok(container
+            .last_metrics
+            .clone()
+            .unwrap_or_else(|| container.cgroup.metrics()))
     }
 
     /// Frees an ended or never started process; an init with its container.
@@ -128,9 +141,19 @@ impl Containers {
         {
             let mut table = self.table();
             let process = table.process(key)?;
-            if matches!(process.phase(), Phase::Creating | Phase::Starting | Phase::Running) {
-                let id = if key.exec_id.is_empty() { &key.container_id } else { &key.exec_id };
-                return Err(ContainerError::Phase { id: id.clone(), reason: "it has not ended" });
+            if matches!(
+                process.phase(),
+                Phase::Creating | Phase::Starting | Phase::Running
+            ) {
+                let id = if key.exec_id.is_empty() {
+                    &key.container_id
+                } else {
+                    &key.exec_id
+                };
+                return Err(ContainerError::Phase {
+                    id: id.clone(),
+                    reason: "it has not ended",
+                });
             }
             if !key.exec_id.is_empty() {
                 process.tokens.forget(&self.streams);
@@ -149,7 +172,10 @@ impl Containers {
             let container = table.container(id)?;
             if container.deleting {
                 let id = id.to_owned();
-                return Err(ContainerError::Phase { id, reason: "it is being deleted" });
+                return Err(ContainerError::Phase {
+                    id,
+                    reason: "it is being deleted",
+                });
             }
             container.deleting = true;
             container.cgroup.clone()
@@ -176,7 +202,10 @@ impl Containers {
         let reaped = tokio::time::timeout(REAP_TIMEOUT, self.wait_for_end(id));
         if reaped.await.is_err() {
             let id = id.to_owned();
-            return Err(ContainerError::Phase { id, reason: "its processes cannot be killed now" });
+            return Err(ContainerError::Phase {
+                id,
+                reason: "its processes cannot be killed now",
+            });
         }
         Ok(cgroup.remove().await?)
     }
@@ -187,9 +216,14 @@ impl Containers {
             let ended = self.ended.notified();
             tokio::pin!(ended);
             ended.as_mut().enable();
-            let phase = self.table().container(id).map(|container| container.init.phase());
+            let phase = self
+                .table()
+                .container(id)
+                .map(|container| container.init.phase());
             match phase {
-                Ok(Phase::Creating | Phase::Created | Phase::Starting | Phase::Running) => ended.await,
+                Ok(Phase::Creating | Phase::Created | Phase::Starting | Phase::Running) => {
+                    ended.await
+                }
                 Ok(Phase::Ended) | Err(_) => return,
             }
         }
@@ -206,7 +240,10 @@ impl Containers {
             return Ok(container.cgroup.clone());
         }
         let id = id.to_owned();
-        Err(ContainerError::Phase { id, reason: "the container is not running" })
+        Err(ContainerError::Phase {
+            id,
+            reason: "the container is not running",
+        })
     }
 }
 

@@ -32,7 +32,8 @@ impl Containers {
             return Err(ContainerError::Exists(id.to_owned()));
         }
         let cgroup = Cgroup::create(id, &spec.linux.resources)?;
-        let tokens = ProcessStreams::issue(stdio, &self.streams).map_err(ContainerError::Streams)?;
+        let tokens =
+            ProcessStreams::issue(stdio, &self.streams).map_err(ContainerError::Streams)?;
         let launched = match self.launch_init(&spec, &spec_json, &cgroup, &tokens, stdio) {
             Ok(launched) => launched,
             Err(error) => {
@@ -48,17 +49,27 @@ impl Containers {
         let mut init = Process::new(Phase::Creating, tokens);
         init.pid = pid;
         init.pidfd = Some(Arc::new(launched.pidfd));
-        self.insert(id, Container {
-            spec_json,
-            cgroup,
-            init,
-            execs: std::collections::HashMap::new(),
-            oom_kills: 0,
-            last_metrics: None,
-            deleting: false,
-        });
-        let key = ProcessKey { container_id: id.to_owned(), exec_id: String::new() };
-        let prepared = launched.handshake.prepared().await.map_err(ContainerError::from);
+        self.insert(
+            id,
+            Container {
+                spec_json,
+                cgroup,
+                init,
+                execs: std::collections::HashMap::new(),
+                oom_kills: 0,
+                last_metrics: None,
+                deleting: false,
+            },
+        );
+        let key = ProcessKey {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        };
+        let prepared = launched
+            .handshake
+            .prepared()
+            .await
+            .map_err(ContainerError::from);
         let created = match prepared {
             Ok(terminal) => self.adopt(&key, terminal, Some(launched.handshake)),
             Err(error) => Err(error),
@@ -93,13 +104,21 @@ impl Containers {
         }
         if container.init.phase() != Phase::Running {
             let id = key.container_id.clone();
-            return Err(ContainerError::Phase { id, reason: "the container is not running" });
+            return Err(ContainerError::Phase {
+                id,
+                reason: "the container is not running",
+            });
         }
-        let tokens = ProcessStreams::issue(stdio, &self.streams).map_err(ContainerError::Streams)?;
+        let tokens =
+            ProcessStreams::issue(stdio, &self.streams).map_err(ContainerError::Streams)?;
         let message = tokens.to_message();
         let mut process = Process::new(Phase::Created, tokens);
         process.size = (stdio.rows, stdio.columns);
-        let exec = Exec { process, process_json, terminal: stdio.terminal };
+        let exec = Exec {
+            process,
+            process_json,
+            terminal: stdio.terminal,
+        };
         container.execs.insert(key.exec_id.clone(), exec);
         Ok(message)
     }
@@ -114,10 +133,20 @@ impl Containers {
     ) -> Result<Launched, ContainerError> {
         let own_pid = spec.linux.has_own(NamespaceKind::Pid);
         let own_user = spec.linux.has_own(NamespaceKind::User);
-        let pod_pid = (!own_pid).then(|| self.pod_pid()).transpose().map_err(ContainerError::Streams)?;
+        let pod_pid = (!own_pid)
+            .then(|| self.pod_pid())
+            .transpose()
+            .map_err(ContainerError::Streams)?;
         let mut flags = 0;
-        for (own, flag) in [(own_pid, libc::CLONE_NEWPID), (own_user, libc::CLONE_NEWUSER)] {
-            flags |= if own { u64::from(flag.unsigned_abs()) } else { 0 };
+        for (own, flag) in [
+            (own_pid, libc::CLONE_NEWPID),
+            (own_user, libc::CLONE_NEWUSER),
+        ] {
+            flags |= if own {
+                u64::from(flag.unsigned_abs())
+            } else {
+                0
+            };
         }
         let directory = cgroup.open()?;
         let launch = Launch {
@@ -129,7 +158,9 @@ impl Containers {
                 rows: stdio.rows,
                 columns: stdio.columns,
             },
-            stdio: tokens.open(&self.streams, stdio.terminal).map_err(ContainerError::Streams)?,
+            stdio: tokens
+                .open(&self.streams, stdio.terminal)
+                .map_err(ContainerError::Streams)?,
             cgroup: directory.as_fd(),
             flags,
             pid_namespace_of: pod_pid.as_deref().map(std::os::fd::AsFd::as_fd),
@@ -142,7 +173,10 @@ impl Containers {
     /// From here on the reaper knows the pid; no await may lie between the
     /// start of the process and this.
     fn insert(&self, id: &str, container: Container) {
-        let key = ProcessKey { container_id: id.to_owned(), exec_id: String::new() };
+        let key = ProcessKey {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        };
         let mut table = self.table();
         table.pids.insert(container.init.pid, key);
         table.containers.insert(id.to_owned(), container);
@@ -158,7 +192,10 @@ impl Containers {
         let mut table = self.table();
         let process = table.process(key)?;
         if let Some(master) = &terminal {
-            process.tokens.open_terminal(&self.streams, master).map_err(ContainerError::Streams)?;
+            process
+                .tokens
+                .open_terminal(&self.streams, master)
+                .map_err(ContainerError::Streams)?;
         }
         process.terminal = terminal;
         process.handshake = handshake;

@@ -76,13 +76,23 @@ impl Launch<'_> {
     ///
     /// [`LaunchError::Start`].
     pub fn start(self) -> Result<Launched, LaunchError> {
-        let (theirs, ours) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .map_err(io::Error::from)
-            .map_err(start("make a control socket"))?;
+        let (theirs, ours) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(io::Error::from)
+        .map_err(start("make a control socket"))?;
         let config = write_config(&self.config).map_err(start("pass the configuration"))?;
         let [stdin, stdout, stderr] = &self.stdio;
-        let mut descriptors =
-            vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), theirs.as_fd(), config.as_fd()];
+        let mut descriptors = vec![
+            stdin.as_fd(),
+            stdout.as_fd(),
+            stderr.as_fd(),
+            theirs.as_fd(),
+            config.as_fd(),
+        ];
         descriptors.extend(self.container);
         let request = Spawn {
             stage: self.stage,
@@ -97,10 +107,16 @@ impl Launch<'_> {
         let Spawned { pid, pidfd } = spawned.map_err(start("start a process"))?;
         if let Some(linux) = self.user_maps {
             map_ids(pid, linux).map_err(start("map users and groups"))?;
-            rustix::io::write(&ours, b"m").map_err(io::Error::from).map_err(start("map users and groups"))?;
+            rustix::io::write(&ours, b"m")
+                .map_err(io::Error::from)
+                .map_err(start("map users and groups"))?;
         }
         let handshake = Handshake::new(ours).map_err(start("watch the control socket"))?;
-        Ok(Launched { pid, pidfd, handshake })
+        Ok(Launched {
+            pid,
+            pidfd,
+            handshake,
+        })
     }
 }
 
@@ -128,14 +144,22 @@ fn write_config(config: &StageConfig) -> io::Result<OwnedFd> {
 }
 
 fn map_ids(pid: Pid, linux: &Linux) -> io::Result<()> {
-    for (file, maps) in [("uid_map", &linux.uid_mappings), ("gid_map", &linux.gid_mappings)] {
-        std::fs::write(format!("/proc/{}/{file}", pid.as_raw_nonzero()), map_text(maps))?;
+    for (file, maps) in [
+        ("uid_map", &linux.uid_mappings),
+        ("gid_map", &linux.gid_mappings),
+    ] {
+        std::fs::write(
+            format!("/proc/{}/{file}", pid.as_raw_nonzero()),
+            map_text(maps),
+        )?;
     }
     Ok(())
 }
 
 fn map_text(maps: &[IdMapping]) -> String {
-    let lines = maps.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size));
+    let lines = maps
+        .iter()
+        .map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size));
     lines.collect()
 }
 
@@ -148,7 +172,9 @@ pub struct Handshake {
 impl Handshake {
     fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(Self { socket: poll::register(socket, Interest::READABLE)? })
+        Ok(Self {
+            socket: poll::register(socket, Interest::READABLE)?,
+        })
     }
 
     /// Waits until only execve is left; returns the terminal's master, if the
@@ -160,7 +186,9 @@ impl Handshake {
     pub async fn prepared(&self) -> Result<Option<OwnedFd>, LaunchError> {
         let mut terminal = None;
         loop {
-            let Some((report, descriptor)) = self.receive().await? else { return Err(LaunchError::Died) };
+            let Some((report, descriptor)) = self.receive().await? else {
+                return Err(LaunchError::Died);
+            };
             if let Some(failure) = report.failure {
                 return Err(LaunchError::Stage(failure));
             }
@@ -183,7 +211,13 @@ impl Handshake {
         // A stage that is gone is seen by the read below.
         let _ = rustix::io::write(self.socket.get_ref(), b"g");
         match self.receive().await? {
-            Some((protocol::Report { failure: Some(failure), .. }, _)) => Err(LaunchError::Stage(failure)),
+            Some((
+                protocol::Report {
+                    failure: Some(failure),
+                    ..
+                },
+                _,
+            )) => Err(LaunchError::Stage(failure)),
             _ => Ok(()),
         }
     }
@@ -193,7 +227,9 @@ impl Handshake {
             let ready = self.socket.readable().await;
             let mut guard = ready.map_err(start("watch the control socket"))?;
             match guard.try_io(|socket| protocol::receive(socket.get_ref().as_fd())) {
-                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Ok(None);
+                }
                 Ok(received) => return received.map_err(start("hear from a stage")),
                 Err(_would_block) => {}
             }

@@ -24,8 +24,8 @@ use crate::oci::OciError;
 pub use launch::LaunchError;
 use oom::OomWatch;
 pub use oom::watch as watch_memory;
-pub use process::Streams;
 use process::Process;
+pub use process::Streams;
 
 /// Longest container or exec id; containerd's are at most 76.
 const MAX_ID: usize = 128;
@@ -126,12 +126,16 @@ struct Table {
 
 impl Table {
     fn container(&mut self, id: &str) -> Result<&mut Container, ContainerError> {
-        self.containers.get_mut(id).ok_or_else(|| ContainerError::NotFound(id.to_owned()))
+        self.containers
+            .get_mut(id)
+            .ok_or_else(|| ContainerError::NotFound(id.to_owned()))
     }
 
     fn process(&mut self, key: &ProcessKey) -> Result<&mut Process, ContainerError> {
         let container = self.container(&key.container_id)?;
-        container.process_mut(&key.exec_id).ok_or_else(|| ContainerError::NotFound(key.exec_id.clone()))
+        container
+            .process_mut(&key.exec_id)
+            .ok_or_else(|| ContainerError::NotFound(key.exec_id.clone()))
     }
 }
 
@@ -165,7 +169,9 @@ impl Containers {
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.table
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -29,7 +29,9 @@ impl OomWatch {
     /// What inotify_init1(2) said.
     pub fn new() -> io::Result<Self> {
         let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        Ok(Self { inotify: poll::register(inotify, Interest::READABLE)? })
+        Ok(Self {
+            inotify: poll::register(inotify, Interest::READABLE)?,
+        })
     }
 
     /// Watches one more container.

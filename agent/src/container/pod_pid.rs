@@ -35,7 +35,9 @@ impl Containers {
             flags: u64::from(libc::CLONE_NEWPID.unsigned_abs()),
         })?;
         let pidfd = Arc::new(spawned.pidfd);
-        table.pod_pid = Some(PodPid { pidfd: pidfd.clone() });
+        table.pod_pid = Some(PodPid {
+            pidfd: pidfd.clone(),
+        });
         Ok(pidfd)
     }
 }

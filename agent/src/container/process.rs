@@ -67,7 +67,15 @@ impl Process {
     /// A process in its first phase.
     #[must_use]
     pub fn new(phase: Phase, tokens: ProcessStreams) -> Self {
-        Self { phase, pid: 0, pidfd: None, handshake: None, tokens, terminal: None, size: (0, 0) }
+        Self {
+            phase,
+            pid: 0,
+            pidfd: None,
+            handshake: None,
+            tokens,
+            terminal: None,
+            size: (0, 0),
+        }
     }
 
     /// How far it has come.

@@ -2,8 +2,8 @@
 
 use podvisor_proto::agent::v1::ProcessExited;
 
-use super::process::Phase;
 use super::Containers;
+use super::process::Phase;
 use crate::clock;
 use crate::reaper::Ended;
 
@@ -12,8 +12,12 @@ impl Containers {
     /// event, anything else was an orphan and is done with.
     pub fn reaped(&self, ended: Ended) {
         let mut table = self.table();
-        let Some(key) = table.pids.remove(&ended.pid) else { return };
-        let Some(container) = table.containers.get_mut(&key.container_id) else { return };
+        let Some(key) = table.pids.remove(&ended.pid) else {
+            return;
+        };
+        let Some(container) = table.containers.get_mut(&key.container_id) else {
+            return;
+        };
         // A kill for want of memory is told before the end that it caused.
         let kills = container.cgroup.oom_kills();
         if kills > container.oom_kills {
@@ -28,7 +32,9 @@ impl Containers {
                 tracing::warn!(container = key.container_id, error = %crate::error_chain(&error), "kill");
             }
         }
-        let Some(process) = container.process_mut(&key.exec_id) else { return };
+        let Some(process) = container.process_mut(&key.exec_id) else {
+            return;
+        };
         // The creation's own answer tells of a process that never was.
         let told = process.phase() == Phase::Creating;
         process.advance(Phase::Ended);

@@ -2,12 +2,16 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::launch::{Handshake, Launch};
 use super::process::Phase;
 use super::{ContainerError, Containers, ProcessKey};
 use crate::stage::CONTAINER_EXEC;
 use crate::stage::protocol::StageConfig;
+
+/// How long the streams of a process may take to be connected.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 impl Containers {
     /// Runs a created process and returns its pid.
@@ -18,6 +22,10 @@ impl Containers {
     /// connected; [`ContainerError::Launch`] with what the stage met. A process
     /// whose start failed has ended; it is deleted like any other.
     pub async fn start(&self, key: &ProcessKey) -> Result<u32, ContainerError> {
+        // The shim's connections are under way when it asks: their tokens may come after.
+        self.streams
+            .wait_until(CONNECT_LIMIT, || self.is_ready(key))
+            .await;
         self.begin(key)?;
         let started = match key.exec_id.as_str() {
             "" => self.release(key).await,
@@ -36,12 +44,27 @@ impl Containers {
         Ok(process.pid)
     }
 
+    /// Whether waiting for streams changes nothing any more.
+    fn is_ready(&self, key: &ProcessKey) -> bool {
+        let mut table = self.table();
+        table
+            .process(key)
+            .map_or(true, |process| process.tokens.are_connected(&self.streams))
+    }
+
     fn begin(&self, key: &ProcessKey) -> Result<(), ContainerError> {
         let mut table = self.table();
         let process = table.process(key)?;
         let refuse = |reason| {
-            let id = if key.exec_id.is_empty() { &key.container_id } else { &key.exec_id };
-            Err(ContainerError::Phase { id: id.clone(), reason })
+            let id = if key.exec_id.is_empty() {
+                &key.container_id
+            } else {
+                &key.exec_id
+            };
+            Err(ContainerError::Phase {
+                id: id.clone(),
+                reason,
+            })
         };
         if process.phase() != Phase::Created {
             return refuse("only a created process can be started");
@@ -74,10 +97,17 @@ impl Containers {
     fn launch_exec(&self, key: &ProcessKey) -> Result<Handshake, ContainerError> {
         let mut table = self.table();
         let container = table.container(&key.container_id)?;
-        let Some(init) = container.init.pidfd.clone().filter(|_| container.init.phase() == Phase::Running)
+        let Some(init) = container
+            .init
+            .pidfd
+            .clone()
+            .filter(|_| container.init.phase() == Phase::Running)
         else {
             let id = key.container_id.clone();
-            return Err(ContainerError::Phase { id, reason: "the container is not running" });
+            return Err(ContainerError::Phase {
+                id,
+                reason: "the container is not running",
+            });
         };
         let exec = container
             .execs

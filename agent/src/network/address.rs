@@ -35,7 +35,13 @@ pub fn add(
     index: i32,
     address: &Address,
 ) -> Result<(), NetworkError> {
-    let object = || format!("address {}/{} of {interface}", Ip(&address.ip), address.prefix_len);
+    let object = || {
+        format!(
+            "address {}/{} of {interface}",
+            Ip(&address.ip),
+            address.prefix_len
+        )
+    };
     let message = message(index, address).ok_or_else(|| NetworkError::Malformed {
         object: object(),
         reason: "not an address with a prefix length",
@@ -47,7 +53,11 @@ fn message(index: i32, address: &Address) -> Option<Message> {
     let family = family_of(&address.ip)?;
     let bits = prefix_len(address.prefix_len, address.ip.len())?;
     let link_local = family == FAMILY_IPV6 && address.ip.starts_with(&[0xfe, 0x80]);
-    let scope = if link_local { SCOPE_LINK } else { SCOPE_UNIVERSE };
+    let scope = if link_local {
+        SCOPE_LINK
+    } else {
+        SCOPE_UNIVERSE
+    };
     let mut fixed = vec![family, bits, 0, scope];
     fixed.extend(index.to_ne_bytes());
     let message = Message::new(NEW_ADDRESS, CREATE | REPLACE, &fixed)
@@ -76,7 +86,10 @@ pub fn add_neighbor(socket: &mut RouteSocket, neighbor: &Neighbor) -> Result<(),
     let object = || format!("neighbour {} on {}", Ip(&neighbor.ip), neighbor.interface);
     let index = link::index_of(&neighbor.interface)?;
     let Some(family) = family_of(&neighbor.ip) else {
-        return Err(NetworkError::Malformed { object: object(), reason: "not an address" });
+        return Err(NetworkError::Malformed {
+            object: object(),
+            reason: "not an address",
+        });
     };
     let mut fixed = vec![family, 0, 0, 0];
     fixed.extend(index.to_ne_bytes());
@@ -103,7 +116,10 @@ mod tests {
 
     #[test]
     fn a_malformed_address_makes_no_message() {
-        let address = |ip: &[u8], prefix_len| Address { ip: ip.to_vec(), prefix_len };
+        let address = |ip: &[u8], prefix_len| Address {
+            ip: ip.to_vec(),
+            prefix_len,
+        };
         assert!(message(2, &address(&[10, 0, 0], 8)).is_none());
         assert!(message(2, &address(&[10, 0, 0, 1], 33)).is_none());
         assert!(message(2, &address(&[10, 0, 0, 1], 24)).is_some());
@@ -112,7 +128,10 @@ mod tests {
     #[test]
     fn families_differ_in_what_they_carry() {
         assert_eq!(family_of(&[0; 4]), Some(FAMILY_IPV4));
-        let six = Address { ip: [0xfd; 16].to_vec(), prefix_len: 64 };
+        let six = Address {
+            ip: [0xfd; 16].to_vec(),
+            prefix_len: 64,
+        };
         let bytes = message(2, &six).unwrap().finish(1);
         assert_eq!(bytes[16..20], [FAMILY_IPV6, 64, 0, SCOPE_UNIVERSE]);
         // The last attribute says that no duplicate is looked for.

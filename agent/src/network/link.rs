@@ -44,7 +44,10 @@ pub fn configure(socket: &mut RouteSocket, interfaces: &[Interface]) -> Result<(
         found.push((interface, find(interface)?));
     }
     // Two interfaces may have to swap names: those that change get out of the way first.
-    let renamed: Vec<_> = found.iter().filter(|(interface, link)| interface.name != link.name).collect();
+    let renamed: Vec<_> = found
+        .iter()
+        .filter(|(interface, link)| interface.name != link.name)
+        .collect();
     for (interface, link) in &renamed {
         rename(socket, interface, link.index, &format!("pv{}", link.index))?;
     }
@@ -82,7 +85,9 @@ struct Link {
 fn find(interface: &Interface) -> Result<Link, NetworkError> {
     let wanted = mac_text(&interface.mac);
     for entry in fs::read_dir(CLASS).into_iter().flatten().flatten() {
-        let Ok(name) = entry.file_name().into_string() else { continue };
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
         let mac = fs::read_to_string(entry.path().join("address")).unwrap_or_default();
         if mac.trim() == wanted
             && let Some(index) = read_index(&name)
@@ -90,15 +95,27 @@ fn find(interface: &Interface) -> Result<Link, NetworkError> {
             return Ok(Link { name, index });
         }
     }
-    Err(NetworkError::NoInterface(format!("{} with address {wanted}", interface.name)))
+    Err(NetworkError::NoInterface(format!(
+        "{} with address {wanted}",
+        interface.name
+    )))
 }
 
 fn read_index(name: &str) -> Option<i32> {
-    fs::read_to_string(format!("{CLASS}/{name}/ifindex")).ok()?.trim().parse().ok()
+    fs::read_to_string(format!("{CLASS}/{name}/ifindex"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 fn check(interface: &Interface) -> Result<(), NetworkError> {
-    let malformed = |reason| Err(NetworkError::Malformed { object: describe(interface), reason });
+    let malformed = |reason| {
+        Err(NetworkError::Malformed {
+            object: describe(interface),
+            reason,
+        })
+    };
     if interface.mac.len() != 6 {
         return malformed("the MAC address does not have six bytes");
     }
@@ -110,7 +127,11 @@ fn check(interface: &Interface) -> Result<(), NetworkError> {
 
 fn is_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_graphic() && byte != b'/' && byte != b':';
-    !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(allowed) && name != "." && name != ".."
+    !name.is_empty()
+        && name.len() <= MAX_NAME
+        && name.bytes().all(allowed)
+        && name != "."
+        && name != ".."
 }
 
 fn rename(
@@ -120,7 +141,9 @@ fn rename(
     name: &str,
 ) -> Result<(), NetworkError> {
     let message = change(index, 0, UP).name(NAME, name);
-    socket.configure(message, || format!("{} (rename to {name})", describe(interface)))
+    socket.configure(message, || {
+        format!("{} (rename to {name})", describe(interface))
+    })
 }
 
 /// A change of flags: `struct ifinfomsg` with the interface's index.
@@ -161,6 +184,9 @@ mod tests {
     #[test]
     fn loopback_is_found_by_name() {
         assert_eq!(index_of("lo").unwrap(), LOOPBACK_INDEX);
-        assert!(matches!(index_of("nothere"), Err(NetworkError::NoInterface(_))));
+        assert!(matches!(
+            index_of("nothere"),
+            Err(NetworkError::NoInterface(_))
+        ));
     }
 }

@@ -64,7 +64,11 @@ impl Message {
     /// Appends an attribute unless its value is empty.
     #[must_use]
     pub fn optional(self, kind: u16, value: &[u8]) -> Self {
-        if value.is_empty() { self } else { self.attribute(kind, value) }
+        if value.is_empty() {
+            self
+        } else {
+            self.attribute(kind, value)
+        }
     }
 
     /// The finished message under a sequence number.

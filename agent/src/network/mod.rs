@@ -57,8 +57,10 @@ pub fn configure(config: &NetworkConfig) -> Result<(), NetworkError> {
         }
     }
     // A gateway must be reachable when its route is added.
-    let (gateways, direct): (Vec<_>, Vec<_>) =
-        config.routes.iter().partition(|route| !route.gateway.is_empty());
+    let (gateways, direct): (Vec<_>, Vec<_>) = config
+        .routes
+        .iter()
+        .partition(|route| !route.gateway.is_empty());
     for route in direct.into_iter().chain(gateways) {
         route::add(&mut socket, route)?;
     }
@@ -101,5 +103,7 @@ impl fmt::Display for Ip<'_> {
 
 /// A prefix length as the kernel's eight bits, no longer than the address.
 fn prefix_len(len: u32, address_len: usize) -> Option<u8> {
-    u8::try_from(len).ok().filter(|bits| usize::from(*bits) <= address_len * 8)
+    u8::try_from(len)
+        .ok()
+        .filter(|bits| usize::from(*bits) <= address_len * 8)
 }

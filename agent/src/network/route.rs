@@ -67,12 +67,29 @@ fn route_message(route: &Route, index: Option<i32>) -> Option<Message> {
         return None;
     }
     let bits = prefix_len(route.prefix_len, route.destination.len())?;
-    let kind = if route.kind == 0 { KIND_UNICAST } else { u8::try_from(route.kind).ok()? };
+    let kind = if route.kind == 0 {
+        KIND_UNICAST
+    } else {
+        u8::try_from(route.kind).ok()?
+    };
     let scope = u8::try_from(route.scope).ok()?;
-    let table = if route.table == 0 { TABLE_MAIN } else { route.table };
+    let table = if route.table == 0 {
+        TABLE_MAIN
+    } else {
+        route.table
+    };
     let flags = if route.onlink { ON_LINK } else { 0 };
     // The header's table has eight bits; the attribute says the whole number.
-    let mut fixed = vec![family, bits, 0, 0, u8::try_from(table).unwrap_or(0), PROTOCOL_STATIC, scope, kind];
+    let mut fixed = vec![
+        family,
+        bits,
+        0,
+        0,
+        u8::try_from(table).unwrap_or(0),
+        PROTOCOL_STATIC,
+        scope,
+        kind,
+    ];
     fixed.extend(flags.to_ne_bytes());
     let mut message = Message::new(NEW_ROUTE, CREATE | REPLACE, &fixed)
         .optional(DESTINATION, &route.destination)
@@ -98,7 +115,10 @@ fn route_message(route: &Route, index: Option<i32>) -> Option<Message> {
 
 fn describe(route: &Route) -> String {
     let mut text = match route.destination.as_slice() {
-        [] => format!("route default ({})", if route.ipv6 { "IPv6" } else { "IPv4" }),
+        [] => format!(
+            "route default ({})",
+            if route.ipv6 { "IPv6" } else { "IPv4" }
+        ),
         destination => format!("route {}/{}", Ip(destination), route.prefix_len),
     };
     if !route.gateway.is_empty() {
@@ -120,7 +140,10 @@ pub fn add_rule(socket: &mut RouteSocket, rule: &Rule) -> Result<(), NetworkErro
     })?;
     match socket.request(message) {
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        Err(source) => Err(NetworkError::Kernel { object: object(), source }),
+        Err(source) => Err(NetworkError::Kernel {
+            object: object(),
+            source,
+        }),
         Ok(()) => Ok(()),
     }
 }
@@ -134,7 +157,16 @@ fn rule_message(rule: &Rule) -> Option<Message> {
     let destination_bits = prefix_len(rule.destination_prefix_len, rule.destination.len())?;
     let source_bits = prefix_len(rule.source_prefix_len, rule.source.len())?;
     let table = u8::try_from(rule.table).unwrap_or(0);
-    let mut fixed = vec![family, destination_bits, source_bits, 0, table, 0, 0, ACTION_TO_TABLE];
+    let mut fixed = vec![
+        family,
+        destination_bits,
+        source_bits,
+        0,
+        table,
+        0,
+        0,
+        ACTION_TO_TABLE,
+    ];
     fixed.extend([0; 4]);
     let mut message = Message::new(NEW_RULE, CREATE | EXCLUSIVE, &fixed)
         .optional(RULE_DESTINATION, &rule.destination)
@@ -157,20 +189,30 @@ mod tests {
     use super::*;
 
     fn default_route() -> Route {
-        Route { gateway: vec![10, 4, 0, 1], interface: "eth0".to_owned(), ..Route::default() }
+        Route {
+            gateway: vec![10, 4, 0, 1],
+            interface: "eth0".to_owned(),
+            ..Route::default()
+        }
     }
 
     #[test]
     fn a_default_route_carries_gateway_and_interface() {
         let bytes = route_message(&default_route(), Some(2)).unwrap().finish(1);
-        assert_eq!(bytes[16..24], [FAMILY_IPV4, 0, 0, 0, 254, PROTOCOL_STATIC, 0, KIND_UNICAST]);
+        assert_eq!(
+            bytes[16..24],
+            [FAMILY_IPV4, 0, 0, 0, 254, PROTOCOL_STATIC, 0, KIND_UNICAST]
+        );
         let ends = [8, 0, 5, 0, 10, 4, 0, 1];
         assert_eq!(bytes[bytes.len() - 8..], ends);
     }
 
     #[test]
     fn a_gateway_of_the_other_family_goes_through_via() {
-        let route = Route { gateway: vec![0xfe; 16], ..default_route() };
+        let route = Route {
+            gateway: vec![0xfe; 16],
+            ..default_route()
+        };
         let bytes = route_message(&route, Some(2)).unwrap().finish(1);
         let via = &bytes[bytes.len() - 24..];
         assert_eq!(via[0..6], [22, 0, 18, 0, FAMILY_IPV6, 0]);
@@ -178,14 +220,25 @@ mod tests {
 
     #[test]
     fn addresses_of_two_families_are_refused() {
-        let route = Route { destination: vec![0; 16], prefix_len: 64, ..default_route() };
+        let route = Route {
+            destination: vec![0; 16],
+            prefix_len: 64,
+            ..default_route()
+        };
         assert!(route_message(&route, None).is_none());
-        let rule = Rule { ipv6: true, source: vec![10, 0, 0, 1], ..Rule::default() };
+        let rule = Rule {
+            ipv6: true,
+            source: vec![10, 0, 0, 1],
+            ..Rule::default()
+        };
         assert!(rule_message(&rule).is_none());
     }
 
     #[test]
     fn an_error_names_the_route() {
-        assert_eq!(describe(&default_route()), "route default (IPv4) via 10.4.0.1 on eth0");
+        assert_eq!(
+            describe(&default_route()),
+            "route default (IPv4) via 10.4.0.1 on eth0"
+        );
     }
 }

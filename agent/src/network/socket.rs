@@ -34,7 +34,10 @@ impl RouteSocket {
             None,
         )?;
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
     }
 
     /// Sends a request and returns its result.
@@ -64,7 +67,15 @@ impl RouteSocket {
     /// # Errors
     ///
     /// [`NetworkError::Kernel`].
-    pub fn configure(&mut self, message: Message, object: impl FnOnce() -> String) -> Result<(), NetworkError> {
-        self.request(message).map_err(|source| NetworkError::Kernel { object: object(), source })
+    pub fn configure(
+        &mut self,
+        message: Message,
+        object: impl FnOnce() -> String,
+    ) -> Result<(), NetworkError> {
+        self.request(message)
+            .map_err(|source| NetworkError::Kernel {
+                object: object(),
+                source,
+            })
     }
 }

@@ -51,7 +51,9 @@ impl Linux {
     /// Whether the container has a namespace of this kind for itself.
     #[must_use]
     pub fn has_own(&self, kind: NamespaceKind) -> bool {
-        self.namespaces.iter().any(|namespace| namespace.kind == kind)
+        self.namespaces
+            .iter()
+            .any(|namespace| namespace.kind == kind)
     }
 
     /// Checks what the types do not.
@@ -61,13 +63,23 @@ impl Linux {
     /// [`OciError::Unsupported`] with the field.
     pub fn check(&self) -> Result<(), OciError> {
         let fail = |field, reason| Err(OciError::Unsupported { field, reason });
-        if self.namespaces.iter().any(|namespace| !namespace.path.is_empty()) {
-            return fail("linux.namespaces", "names a path, which means nothing in the guest");
+        if self
+            .namespaces
+            .iter()
+            .any(|namespace| !namespace.path.is_empty())
+        {
+            return fail(
+                "linux.namespaces",
+                "names a path, which means nothing in the guest",
+            );
         }
         if self.has_own(NamespaceKind::User)
             && (self.uid_mappings.is_empty() || self.gid_mappings.is_empty())
         {
-            return fail("linux.uidMappings and linux.gidMappings", "are needed by a user namespace");
+            return fail(
+                "linux.uidMappings and linux.gidMappings",
+                "are needed by a user namespace",
+            );
         }
         if let Some(seccomp) = &self.seccomp {
             seccomp.check()?;

@@ -54,7 +54,10 @@ impl Spec {
         spec.process.check()?;
         spec.linux.check()?;
         if spec.root.path.is_empty() {
-            return Err(OciError::Unsupported { field: "root.path", reason: "is empty" });
+            return Err(OciError::Unsupported {
+                field: "root.path",
+                reason: "is empty",
+            });
         }
         Ok(spec)
     }
@@ -156,12 +159,16 @@ mod tests {
             r#""linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}"#,
         );
         let error = Spec::parse(json.as_bytes()).unwrap_err();
-        assert_eq!(error.to_string(), "linux.namespaces names a path, which means nothing in the guest");
+        assert_eq!(
+            error.to_string(),
+            "linux.namespaces names a path, which means nothing in the guest"
+        );
     }
 
     #[test]
     fn a_process_without_arguments_is_refused() {
-        let error = parse_process(br#"{"user":{"uid":0,"gid":0},"args":[],"cwd":"/"}"#).unwrap_err();
+        let error =
+            parse_process(br#"{"user":{"uid":0,"gid":0},"args":[],"cwd":"/"}"#).unwrap_err();
         assert_eq!(error.to_string(), "process.args is empty");
     }
 }

@@ -55,7 +55,12 @@ impl Process {
         if !self.cwd.starts_with('/') {
             return fail("process.cwd", "is not an absolute path");
         }
-        if self.args.iter().chain(&self.env).any(|text| text.contains('\0')) {
+        if self
+            .args
+            .iter()
+            .chain(&self.env)
+            .any(|text| text.contains('\0'))
+        {
             return fail("process.args or process.env", "contains a NUL byte");
         }
         Ok(())

@@ -37,18 +37,31 @@ impl Resources {
     /// [`OciError::Unsupported`] with the field.
     pub fn check(&self) -> Result<(), OciError> {
         let fail = |field, reason| Err(OciError::Unsupported { field, reason });
-        if self.unified.keys().any(|name| name.contains('/') || name.starts_with("cgroup.")) {
-            return fail("linux.resources.unified", "names a file that is not a controller's");
+        if self
+            .unified
+            .keys()
+            .any(|name| name.contains('/') || name.starts_with("cgroup."))
+        {
+            return fail(
+                "linux.resources.unified",
+                "names a file that is not a controller's",
+            );
         }
         if let Some(memory) = &self.memory
             && memory.disable_oom_killer.unwrap_or(false)
         {
-            return fail("linux.resources.memory.disableOOMKiller", "does not exist in cgroup v2");
+            return fail(
+                "linux.resources.memory.disableOOMKiller",
+                "does not exist in cgroup v2",
+            );
         }
         if let Some(cpu) = &self.cpu
             && (cpu.realtime_runtime.unwrap_or(0) != 0 || cpu.realtime_period.unwrap_or(0) != 0)
         {
-            return fail("linux.resources.cpu.realtimeRuntime", "does not exist in cgroup v2");
+            return fail(
+                "linux.resources.cpu.realtimeRuntime",
+                "does not exist in cgroup v2",
+            );
         }
         Ok(())
     }

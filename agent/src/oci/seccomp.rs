@@ -37,8 +37,14 @@ impl Seccomp {
     ///
     /// [`OciError::Unsupported`] with the field.
     pub fn check(&self) -> Result<(), OciError> {
-        let actions = self.syscalls.iter().map(|rule| &rule.action).chain([&self.default_action]);
-        if !self.listener_path.is_empty() || actions.into_iter().any(|name| name == "SCMP_ACT_NOTIFY") {
+        let actions = self
+            .syscalls
+            .iter()
+            .map(|rule| &rule.action)
+            .chain([&self.default_action]);
+        if !self.listener_path.is_empty()
+            || actions.into_iter().any(|name| name == "SCMP_ACT_NOTIFY")
+        {
             return Err(OciError::Unsupported {
                 field: "linux.seccomp",
                 reason: "asks for a notification agent, which a guest cannot reach",

@@ -28,15 +28,22 @@ impl Command {
     /// [`StageError::Step`] when the working directory cannot be entered.
     pub fn new(process: Process, filter: Option<Filter>) -> Result<Self, StageError> {
         let cwd = process.cwd.as_str();
-        rustix::process::chdir(cwd).map_err(StageError::step(format!("enter process.cwd {cwd}")))?;
+        rustix::process::chdir(cwd)
+            .map_err(StageError::step(format!("enter process.cwd {cwd}")))?;
         // A directory outside the container shows as "(unreachable)…".
         let real = rustix::process::getcwd(Vec::new())
             .map_err(StageError::step(format!("enter process.cwd {cwd}")))?;
         if !real.to_bytes().starts_with(b"/") {
-            return Err(StageError::Unsupported(format!("process.cwd {cwd} leaves the container")));
+            return Err(StageError::Unsupported(format!(
+                "process.cwd {cwd} leaves the container"
+            )));
         }
         let environment = environment(&process)?;
-        Ok(Self { process, filter, environment })
+        Ok(Self {
+            process,
+            filter,
+            environment,
+        })
     }
 
     /// Gives up the agent's privileges and executes the command.
@@ -54,7 +61,9 @@ impl Command {
         crate::sys::signal::restore_defaults();
         let mut failure = Failure::default();
         for candidate in &candidates {
-            let Some(error) = execve(candidate, &arguments, &self.environment) else { continue };
+            let Some(error) = execve(candidate, &arguments, &self.environment) else {
+                continue;
+            };
             failure.add(candidate, error);
             if failure.is_final() {
                 break;
@@ -95,14 +104,19 @@ impl Failure {
                 let path = candidate.to_string_lossy().into_owned();
                 StageError::NotFound(format!("exec {path}: its interpreter does not exist"))
             }
-            Some((candidate, error)) => {
-                StageError::PermissionDenied(format!("exec {}: {error}", candidate.to_string_lossy()))
+            Some((candidate, error)) => StageError::PermissionDenied(format!(
+                "exec {}: {error}",
+                candidate.to_string_lossy()
+            )),
+            None if self.denied => {
+                StageError::PermissionDenied(format!("exec: \"{name}\": permission denied"))
             }
-            None if self.denied => StageError::PermissionDenied(format!("exec: \"{name}\": permission denied")),
-            None if name.contains('/') => {
-                StageError::NotFound(format!("exec: \"{name}\": stat {name}: no such file or directory"))
-            }
-            None => StageError::NotFound(format!("exec: \"{name}\": executable file not found in $PATH")),
+            None if name.contains('/') => StageError::NotFound(format!(
+                "exec: \"{name}\": stat {name}: no such file or directory"
+            )),
+            None => StageError::NotFound(format!(
+                "exec: \"{name}\": executable file not found in $PATH"
+            )),
         }
     }
 }
@@ -113,15 +127,23 @@ fn candidates(name: &str, path: &str) -> Vec<CString> {
         return CString::new(name).into_iter().collect();
     }
     // An empty element would mean the working directory; runc refuses it, too.
-    let directories = path.split(':').filter(|directory| directory.starts_with('/'));
-    directories.filter_map(|directory| CString::new(format!("{directory}/{name}")).ok()).collect()
+    let directories = path
+        .split(':')
+        .filter(|directory| directory.starts_with('/'));
+    directories
+        .filter_map(|directory| CString::new(format!("{directory}/{name}")).ok())
+        .collect()
 }
 
 /// execve(2); comes back only with its error.
 fn execve(path: &CStr, arguments: &[CString], environment: &[CString]) -> Option<io::Error> {
     let pointers = |strings: &[CString]| {
         let ends = [std::ptr::null()];
-        strings.iter().map(|string| string.as_ptr()).chain(ends).collect::<Vec<_>>()
+        strings
+            .iter()
+            .map(|string| string.as_ptr())
+            .chain(ends)
+            .collect::<Vec<_>>()
     };
     let (arguments, environment) = (pointers(arguments), pointers(environment));
     // SAFETY: both vectors are NULL-terminated arrays of C strings that the
@@ -149,8 +171,10 @@ fn c_strings(texts: &[String]) -> Result<Vec<CString>, StageError> {
 
 /// The last value of a variable, as getenv of most shells sees it.
 fn variable<'a>(environment: &'a [String], name: &str) -> Option<&'a str> {
-    let values = environment.iter().filter_map(|entry| entry.strip_prefix(name)?.strip_prefix('='));
-    values.last()
+    let mut values = environment
+        .iter()
+        .filter_map(|entry| entry.strip_prefix(name)?.strip_prefix('='));
+    values.next_back()
 }
 
 /// The home directory in the container's /etc/passwd.
@@ -189,16 +213,26 @@ mod tests {
     #[test]
     fn a_missing_command_is_told_as_runc_tells_it() {
         let error = Failure::default().into_error("foo");
-        assert_eq!(error.to_string(), r#"exec: "foo": executable file not found in $PATH"#);
+        assert_eq!(
+            error.to_string(),
+            r#"exec: "foo": executable file not found in $PATH"#
+        );
         assert!(matches!(error, StageError::NotFound(_)));
-        let error = Failure { denied: true, other: None }.into_error("/foo");
+        let error = Failure {
+            denied: true,
+            other: None,
+        }
+        .into_error("/foo");
         assert!(matches!(error, StageError::PermissionDenied(_)));
     }
 
     #[test]
     fn a_file_without_its_interpreter_is_told_apart() {
         let mut failure = Failure::default();
-        failure.add(c"/proc/self/exe", io::Error::from_raw_os_error(libc::ENOENT));
+        failure.add(
+            c"/proc/self/exe",
+            io::Error::from_raw_os_error(libc::ENOENT),
+        );
         assert_eq!(
             failure.into_error("exe").to_string(),
             "exec /proc/self/exe: its interpreter does not exist"
@@ -214,7 +248,11 @@ mod tests {
 
     #[test]
     fn the_last_value_of_a_variable_counts() {
-        let environment = ["PATH=/a".to_owned(), "PATHS=/x".to_owned(), "PATH=/b".to_owned()];
+        let environment = [
+            "PATH=/a".to_owned(),
+            "PATHS=/x".to_owned(),
+            "PATH=/b".to_owned(),
+        ];
         assert_eq!(variable(&environment, "PATH"), Some("/b"));
     }
 }

@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
+use super::StageError;
 use super::mount_options::Recursion;
 use super::mounts::{attach_tree, clone_tree};
 use super::root::{Missing, Root};
-use super::StageError;
 use crate::oci::{Device, NamespaceKind, Spec};
 
 /// Nodes that every container has (config-linux.md, "Default Devices"): name, major and minor number.
@@ -50,11 +50,16 @@ pub fn populate(root: &Root, spec: &Spec) -> Result<(), StageError> {
     // In a user namespace no node can be made: the guest's are bound instead.
     let bind = spec.linux.has_own(NamespaceKind::User);
     for device in defaults.chain(spec.linux.devices.iter().cloned()) {
-        let made = if bind { bind_node(root, &device) } else { make_node(root, &device) };
+        let made = if bind {
+            bind_node(root, &device)
+        } else {
+            make_node(root, &device)
+        };
         made.map_err(StageError::step(format!("make device {}", device.path)))?;
     }
     for (name, target) in DEFAULT_LINKS {
-        make_link(root, name, target).map_err(StageError::step(format!("make link /dev/{name}")))?;
+        make_link(root, name, target)
+            .map_err(StageError::step(format!("make link /dev/{name}")))?;
     }
     Ok(())
 }
@@ -64,7 +69,12 @@ fn make_node(root: &Root, device: &Device) -> io::Result<()> {
         "c" | "u" => FileType::CharacterDevice,
         "b" => FileType::BlockDevice,
         "p" => FileType::Fifo,
-        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "type is none of c, u, b, p")),
+        _ => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "type is none of c, u, b, p",
+            ));
+        }
     };
     let (directory, name) = root.resolve_parent(&device.path)?;
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
@@ -79,7 +89,13 @@ fn make_node(root: &Root, device: &Device) -> io::Result<()> {
     let (owner, group) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
     if (owner, group) != (0, 0) {
         let (owner, group) = (Uid::from_raw(owner), Gid::from_raw(group));
-        rustix::fs::chownat(&directory, &name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+        rustix::fs::chownat(
+            &directory,
+            &name,
+            Some(owner),
+            Some(group),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
     }
     Ok(())
 }

@@ -19,7 +19,12 @@ use crate::oci::{NamespaceKind, Spec, parse_process};
 pub fn prepare(config: &StageConfig, control: &Control) -> Result<Command, StageError> {
     let spec = Spec::parse(&config.spec_json)?;
     let process = parse_process(&config.process_json)?;
-    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let filter = spec
+        .linux
+        .seccomp
+        .as_ref()
+        .map(seccomp::compile)
+        .transpose()?;
     let container = inherited(CONTAINER_FD);
     rustix::process::setsid().map_err(StageError::step("setsid"))?;
     security::set_oom_score(process.oom_score_adj)?;

@@ -15,7 +15,12 @@ use crate::oci::{Linux, NamespaceKind, Spec};
 /// [`StageError`] with the step.
 pub fn prepare(config: &StageConfig, control: &Control) -> Result<Command, StageError> {
     let spec = Spec::parse(&config.spec_json)?;
-    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let filter = spec
+        .linux
+        .seccomp
+        .as_ref()
+        .map(seccomp::compile)
+        .transpose()?;
     rustix::process::setsid().map_err(StageError::step("setsid"))?;
     security::set_oom_score(spec.process.oom_score_adj)?;
     enter_namespaces(&spec.linux)?;
@@ -29,7 +34,8 @@ pub fn prepare(config: &StageConfig, control: &Control) -> Result<Command, Stage
     }
     let root = rootfs::build(&spec)?;
     for (name, value) in &spec.linux.sysctl {
-        crate::sysctl::write(name, value).map_err(StageError::step(format!("linux.sysctl {name}")))?;
+        crate::sysctl::write(name, value)
+            .map_err(StageError::step(format!("linux.sysctl {name}")))?;
     }
     if config.terminal {
         terminal::attach(&root, config, &spec.process, control, true)?;
@@ -51,7 +57,9 @@ fn enter_namespaces(linux: &Linux) -> Result<(), StageError> {
             NamespaceKind::Uts => UnshareFlags::NEWUTS,
             NamespaceKind::Cgroup => UnshareFlags::NEWCGROUP,
             // Made by clone3, or always.
-            NamespaceKind::Pid | NamespaceKind::User | NamespaceKind::Mount => UnshareFlags::empty(),
+            NamespaceKind::Pid | NamespaceKind::User | NamespaceKind::Mount => {
+                UnshareFlags::empty()
+            }
         };
     }
     // SAFETY: none of the flags concerns memory or descriptors of this process.

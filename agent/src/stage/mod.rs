@@ -75,7 +75,10 @@ pub enum StageError {
 impl StageError {
     /// Names a failed step, for `map_err`.
     pub fn step<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
-        move |source| Self::Step { what: what.into(), source: source.into() }
+        move |source| Self::Step {
+            what: what.into(),
+            source: source.into(),
+        }
     }
 
     fn kind(&self) -> FailureKind {
@@ -101,8 +104,11 @@ pub fn run(name: &CStr) -> Option<ExitCode> {
     let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let control = Control::new(inherited(CONTROL_FD));
     let Err(error) = execute(prepare, &control);
-    let status =
-        if matches!(error, StageError::NotFound(_)) { EXIT_NOT_FOUND } else { EXIT_CANNOT_RUN };
+    let status = if matches!(error, StageError::NotFound(_)) {
+        EXIT_NOT_FOUND
+    } else {
+        EXIT_CANNOT_RUN
+    };
     // The agent reads the end of the socket when this fails, too.
     let _ = control.report_failure(error.kind(), &crate::error_chain(&error));
     Some(ExitCode::from(status))
@@ -114,15 +120,20 @@ type Prepare = fn(&StageConfig, &Control) -> Result<command::Command, StageError
 fn execute(prepare: Prepare, control: &Control) -> Result<std::convert::Infallible, StageError> {
     let config = read_config()?;
     let command = prepare(&config, control)?;
-    control.report_prepared().map_err(StageError::step("report to the agent"))?;
-    control.wait_for_go().map_err(StageError::step("wait for the agent's word"))?;
+    control
+        .report_prepared()
+        .map_err(StageError::step("report to the agent"))?;
+    control
+        .wait_for_go()
+        .map_err(StageError::step("wait for the agent's word"))?;
     command.execute()
 }
 
 fn read_config() -> Result<StageConfig, StageError> {
     let mut file = File::from(inherited(CONFIG_FD));
     let mut encoded = Vec::new();
-    file.read_to_end(&mut encoded).map_err(StageError::step("read the stage's configuration"))?;
+    file.read_to_end(&mut encoded)
+        .map_err(StageError::step("read the stage's configuration"))?;
     StageConfig::decode(encoded.as_slice())
         .map_err(io::Error::other)
         .map_err(StageError::step("decode the stage's configuration"))

@@ -128,13 +128,19 @@ fn change(attributes: &mut MountAttributes, bits: u64, on: bool) {
 /// Attributes that make a mount read-only.
 #[must_use]
 pub fn read_only() -> MountAttributes {
-    MountAttributes { set: RDONLY, ..MountAttributes::default() }
+    MountAttributes {
+        set: RDONLY,
+        ..MountAttributes::default()
+    }
 }
 
 /// The attributes of a mask: nothing can be done with what lies there.
 #[must_use]
 pub fn inert() -> MountAttributes {
-    MountAttributes { set: RDONLY | NOSUID | NODEV | NOEXEC, ..MountAttributes::default() }
+    MountAttributes {
+        set: RDONLY | NOSUID | NODEV | NOEXEC,
+        ..MountAttributes::default()
+    }
 }
 
 #[cfg(test)]
@@ -142,7 +148,12 @@ mod tests {
     use super::*;
 
     fn parse(options: &[&str]) -> MountOptions {
-        MountOptions::parse(&options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+        MountOptions::parse(
+            &options
+                .iter()
+                .map(|option| (*option).to_owned())
+                .collect::<Vec<_>>(),
+        )
     }
 
     #[test]
@@ -150,7 +161,10 @@ mod tests {
         let parsed = parse(&["rbind", "rprivate", "ro"]);
         assert_eq!(parsed.bind, Some(Recursion::Recursive));
         assert_eq!(parsed.attributes.set, RDONLY);
-        assert_eq!(parsed.propagation, [MountPropagationFlags::PRIVATE | MountPropagationFlags::REC]);
+        assert_eq!(
+            parsed.propagation,
+            [MountPropagationFlags::PRIVATE | MountPropagationFlags::REC]
+        );
         assert!(parsed.parameters.is_empty());
     }
 
@@ -164,7 +178,13 @@ mod tests {
 
     #[test]
     fn the_last_word_wins() {
-        assert_eq!(parse(&["ro", "rw"]).attributes, MountAttributes { clear: RDONLY, ..Default::default() });
+        assert_eq!(
+            parse(&["ro", "rw"]).attributes,
+            MountAttributes {
+                clear: RDONLY,
+                ..Default::default()
+            }
+        );
         assert_eq!(parse(&["rw", "ro"]).attributes.set, RDONLY);
         assert_eq!(parse(&["noatime", "relatime"]).attributes.set, 0);
     }

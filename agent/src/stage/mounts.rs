@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::CWD;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    move_mount, open_tree,
 };
 
 use super::StageError;
@@ -19,8 +20,16 @@ use crate::sys::mount::{MountAttributes, set_attributes};
 
 /// File systems a container may have mounted; others would have the guest's
 /// kernel parse what the container brings.
-const ALLOWED_TYPES: &[&str] =
-    &["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "hugetlbfs"];
+const ALLOWED_TYPES: &[&str] = &[
+    "proc",
+    "sysfs",
+    "tmpfs",
+    "devpts",
+    "mqueue",
+    "cgroup",
+    "cgroup2",
+    "hugetlbfs",
+];
 
 /// Makes one mount of the specification.
 ///
@@ -36,8 +45,12 @@ pub fn make(root: &Root, mount: &Mount) -> Result<(), StageError> {
         return bind(root, mount, &options, recursion);
     }
     if !ALLOWED_TYPES.contains(&mount.kind.as_str()) {
-        let Mount { destination, kind, .. } = mount;
-        return Err(StageError::Unsupported(format!("mounts[{destination}].type {kind} is not supported")));
+        let Mount {
+            destination, kind, ..
+        } = mount;
+        return Err(StageError::Unsupported(format!(
+            "mounts[{destination}].type {kind} is not supported"
+        )));
     }
     let target = resolve(root, mount, Missing::Directory)?;
     let tree = match create(mount, &options) {
@@ -66,17 +79,25 @@ fn bind(
     }
     let tree = clone_tree(&mount.source, recursion).map_err(failed(mount, "open the source of"))?;
     let directory = is_directory(tree.as_fd()).map_err(failed(mount, "examine the source of"))?;
-    let missing = if directory { Missing::Directory } else { Missing::File };
+    let missing = if directory {
+        Missing::Directory
+    } else {
+        Missing::File
+    };
     let target = resolve(root, mount, missing)?;
     attach(&tree, &target, options).map_err(failed(mount, "attach"))
 }
 
 fn resolve(root: &Root, mount: &Mount, missing: Missing) -> Result<OwnedFd, StageError> {
-    root.resolve(&mount.destination, missing).map_err(failed(mount, "make the destination of"))
+    root.resolve(&mount.destination, missing)
+        .map_err(failed(mount, "make the destination of"))
 }
 
 fn failed(mount: &Mount, what: &str) -> impl FnOnce(io::Error) -> StageError {
-    let what = format!("{what} mount {} ({} {})", mount.destination, mount.kind, mount.source);
+    let what = format!(
+        "{what} mount {} ({} {})",
+        mount.destination, mount.kind, mount.source
+    );
     StageError::step(what)
 }
 
@@ -86,7 +107,8 @@ fn failed(mount: &Mount, what: &str) -> impl FnOnce(io::Error) -> StageError {
 ///
 /// What open_tree(2) said.
 pub fn clone_tree(path: &str, recursion: Recursion) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | depth(recursion);
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | depth(recursion);
     Ok(open_tree(CWD, path, flags)?)
 }
 
@@ -122,7 +144,11 @@ pub fn attach_tree(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<(
 
 /// A new, detached file system.
 fn create(mount: &Mount, options: &MountOptions) -> io::Result<OwnedFd> {
-    let kind = if mount.kind == "cgroup" { "cgroup2" } else { mount.kind.as_str() };
+    let kind = if mount.kind == "cgroup" {
+        "cgroup2"
+    } else {
+        mount.kind.as_str()
+    };
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     if !mount.source.is_empty() {
         fsconfig_set_string(context.as_fd(), "source", mount.source.as_str())?;
@@ -135,7 +161,11 @@ fn create(mount: &Mount, options: &MountOptions) -> io::Result<OwnedFd> {
         set.map_err(|errno| io::Error::new(errno.kind(), format!("option {parameter}: {errno}")))?;
     }
     fsconfig_create(context.as_fd())?;
-    Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+    Ok(fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?)
 }
 
 fn attach(tree: &OwnedFd, target: &OwnedFd, options: &MountOptions) -> io::Result<()> {
@@ -155,7 +185,14 @@ fn attach(tree: &OwnedFd, target: &OwnedFd, options: &MountOptions) -> io::Resul
 fn propagate(mount: BorrowedFd<'_>, flags: MountPropagationFlags) -> io::Result<()> {
     let recursive = flags.contains(MountPropagationFlags::REC);
     let propagation = u64::from((flags - MountPropagationFlags::REC).bits());
-    set_attributes(mount, MountAttributes { propagation, ..Default::default() }, recursive)
+    set_attributes(
+        mount,
+        MountAttributes {
+            propagation,
+            ..Default::default()
+        },
+        recursive,
+    )
 }
 
 /// Makes what lies at `path` in the container read-only, when it exists.
@@ -203,7 +240,9 @@ fn cover(
     make: impl FnOnce(BorrowedFd<'_>) -> io::Result<OwnedFd>,
 ) -> io::Result<()> {
     let existing = match root.resolve(path, Missing::Fail) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+            return Ok(());
+        }
         existing => existing?,
     };
     let tree = make(existing.as_fd())?;

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use prost::Message as _;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
 
 /// Greatest report; a longer message is cut to it.
@@ -94,7 +94,13 @@ impl Control {
     ///
     /// What sendmsg(2) said.
     pub fn report_prepared(&self) -> io::Result<()> {
-        self.report(&Report { prepared: true, ..Report::default() }, None)
+        self.report(
+            &Report {
+                prepared: true,
+                ..Report::default()
+            },
+            None,
+        )
     }
 
     /// Hands the terminal's master to the agent.
@@ -103,7 +109,13 @@ impl Control {
     ///
     /// What sendmsg(2) said.
     pub fn report_terminal(&self, master: BorrowedFd<'_>) -> io::Result<()> {
-        self.report(&Report { terminal: true, ..Report::default() }, Some(master))
+        self.report(
+            &Report {
+                terminal: true,
+                ..Report::default()
+            },
+            Some(master),
+        )
     }
 
     /// Says that there will be no process, and why.
@@ -113,8 +125,17 @@ impl Control {
     /// What sendmsg(2) said.
     pub fn report_failure(&self, kind: FailureKind, message: &str) -> io::Result<()> {
         let message: String = message.chars().take(MAX_MESSAGE / 4).collect();
-        let failure = Failure { kind: kind.into(), message };
-        self.report(&Report { failure: Some(failure), ..Report::default() }, None)
+        let failure = Failure {
+            kind: kind.into(),
+            message,
+        };
+        self.report(
+            &Report {
+                failure: Some(failure),
+                ..Report::default()
+            },
+            None,
+        )
     }
 
     /// Blocks until the agent says go.
@@ -125,7 +146,11 @@ impl Control {
     pub fn wait_for_go(&self) -> io::Result<()> {
         let mut byte = [0_u8; 1];
         let count = rustix::io::retry_on_intr(|| rustix::io::read(&self.socket, &mut byte))?;
-        if count == 1 { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        if count == 1 {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
     }
 
     fn report(&self, report: &Report, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
@@ -182,15 +207,22 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     fn pair() -> (Control, OwnedFd) {
-        let (stage, agent) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let (stage, agent) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
         (Control::new(stage), agent)
     }
 
     #[test]
     fn a_failure_arrives_with_its_kind() {
         let (control, agent) = pair();
-        control.report_failure(FailureKind::NotFound, "no such command").unwrap();
+        control
+            .report_failure(FailureKind::NotFound, "no such command")
+            .unwrap();
         let (report, _) = receive(agent.as_fd()).unwrap().unwrap();
         let failure = report.failure.unwrap();
         assert_eq!(failure.kind(), FailureKind::NotFound);
@@ -200,7 +232,9 @@ mod tests {
     #[test]
     fn an_overlong_message_is_cut_to_fit() {
         let (control, agent) = pair();
-        control.report_failure(FailureKind::Internal, &"ü".repeat(10_000)).unwrap();
+        control
+            .report_failure(FailureKind::Internal, &"ü".repeat(10_000))
+            .unwrap();
         assert!(receive(agent.as_fd()).unwrap().unwrap().0.failure.is_some());
     }
 

@@ -45,7 +45,9 @@ impl Root {
     /// What open(2) said.
     pub fn open(path: &str) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { directory: rustix::fs::open(path, flags, Mode::empty())? })
+        Ok(Self {
+            directory: rustix::fs::open(path, flags, Mode::empty())?,
+        })
     }
 
     /// An O_PATH descriptor of what `path` names inside the root, with symbolic
@@ -67,7 +69,10 @@ impl Root {
     pub fn resolve_parent(&self, path: &str) -> io::Result<(OwnedFd, OsString)> {
         let path = std::path::Path::new(path);
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        let parent = path.parent().and_then(std::path::Path::to_str).unwrap_or("/");
+        let parent = path
+            .parent()
+            .and_then(std::path::Path::to_str)
+            .unwrap_or("/");
         Ok((self.resolve(parent, Missing::Directory)?, name.to_owned()))
     }
 }
@@ -89,7 +94,12 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(root: BorrowedFd<'a>, path: &str) -> io::Result<Self> {
-        let mut walk = Self { root, entered: Vec::new(), pending: VecDeque::new(), links: 0 };
+        let mut walk = Self {
+            root,
+            entered: Vec::new(),
+            pending: VecDeque::new(),
+            links: 0,
+        };
         walk.prepend(OsStr::new(path));
         Ok(walk)
     }
@@ -97,7 +107,8 @@ impl<'a> Walk<'a> {
     fn prepend(&mut self, path: &OsStr) {
         let components = path.as_bytes().split(|byte| *byte == b'/').rev();
         for component in components.filter(|name| !name.is_empty() && *name != b".") {
-            self.pending.push_front(OsString::from_vec(component.to_vec()));
+            self.pending
+                .push_front(OsString::from_vec(component.to_vec()));
         }
     }
 
@@ -178,7 +189,10 @@ mod tests {
 
     fn same(fd: &OwnedFd, path: &std::path::Path) -> bool {
         use std::os::unix::fs::MetadataExt as _;
-        let (found, wanted) = (rustix::fs::fstat(fd).unwrap(), std::fs::metadata(path).unwrap());
+        let (found, wanted) = (
+            rustix::fs::fstat(fd).unwrap(),
+            std::fs::metadata(path).unwrap(),
+        );
         (found.st_ino, found.st_dev) == (wanted.ino(), wanted.dev())
     }
 
@@ -213,9 +227,16 @@ mod tests {
     fn a_dangling_link_is_completed_inside() {
         let (directory, root) = root();
         std::fs::create_dir(directory.path().join("etc")).unwrap();
-        symlink("../run/systemd/resolv.conf", directory.path().join("etc/resolv.conf")).unwrap();
+        symlink(
+            "../run/systemd/resolv.conf",
+            directory.path().join("etc/resolv.conf"),
+        )
+        .unwrap();
         let made = root.resolve("/etc/resolv.conf", Missing::File).unwrap();
-        assert!(same(&made, &directory.path().join("run/systemd/resolv.conf")));
+        assert!(same(
+            &made,
+            &directory.path().join("run/systemd/resolv.conf")
+        ));
     }
 
     #[test]
@@ -237,6 +258,9 @@ mod tests {
     #[test]
     fn the_root_itself_resolves() {
         let (directory, root) = root();
-        assert!(same(&root.resolve("/", Missing::Fail).unwrap(), directory.path()));
+        assert!(same(
+            &root.resolve("/", Missing::Fail).unwrap(),
+            directory.path()
+        ));
     }
 }

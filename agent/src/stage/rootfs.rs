@@ -20,8 +20,11 @@ use crate::sys::mount::set_attributes;
 /// [`StageError`] with the step.
 pub fn build(spec: &Spec) -> Result<Root, StageError> {
     // The agent's mounts are seen but never changed from here.
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
-        .map_err(StageError::step("isolate mounts"))?;
+    mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+    .map_err(StageError::step("isolate mounts"))?;
     let path = spec.root.path.as_str();
     let place = Root::open(path).map_err(StageError::step(format!("root.path {path}")))?;
     let tree = clone_tree(path, Recursion::Recursive)
@@ -76,8 +79,11 @@ pub fn enter(root: &Root, spec: &Spec) -> Result<(), StageError> {
     rustix::process::pivot_root(".", ".").map_err(StageError::step("pivot_root"))?;
     rustix::process::fchdir(&old).map_err(StageError::step("return to the old root"))?;
     // Unmounting must not reach the guest's own mounts.
-    mount_change(".", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
-        .map_err(StageError::step("isolate the old root"))?;
+    mount_change(
+        ".",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+    .map_err(StageError::step("isolate the old root"))?;
     unmount(".", UnmountFlags::DETACH).map_err(StageError::step("unmount the old root"))?;
     rustix::process::chdir("/").map_err(StageError::step("chdir /"))?;
     let wanted = spec.linux.rootfs_propagation.as_str();

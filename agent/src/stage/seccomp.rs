@@ -72,7 +72,12 @@ impl Filter {
         let program: Vec<libc::sock_filter> = self
             .program
             .iter()
-            .map(|insn| libc::sock_filter { code: insn.code, jt: insn.yes, jf: insn.no, k: insn.k })
+            .map(|insn| libc::sock_filter {
+                code: insn.code,
+                jt: insn.yes,
+                jf: insn.no,
+                k: insn.k,
+            })
             .collect();
         let header = libc::sock_fprog {
             len: u16::try_from(program.len()).unwrap_or(u16::MAX),
@@ -80,12 +85,19 @@ impl Filter {
         };
         // SAFETY: the header names a live program of that length; the kernel only reads it.
         let result = unsafe {
-            libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, self.flags, &raw const header)
+            libc::syscall(
+                libc::SYS_seccomp,
+                SET_MODE_FILTER,
+                self.flags,
+                &raw const header,
+            )
         };
         if result == 0 {
             return Ok(());
         }
-        Err(StageError::step("install linux.seccomp")(io::Error::last_os_error()))
+        Err(StageError::step("install linux.seccomp")(
+            io::Error::last_os_error(),
+        ))
     }
 }
 
@@ -100,7 +112,12 @@ struct Insn {
 
 impl Insn {
     const fn new(code: u16, k: u32) -> Self {
-        Self { code, yes: 0, no: 0, k }
+        Self {
+            code,
+            yes: 0,
+            no: 0,
+            k,
+        }
     }
 
     const fn jump(code: u16, k: u32, yes: u8, no: u8) -> Self {
@@ -140,11 +157,18 @@ pub fn compile(profile: &Seccomp) -> Result<Filter, StageError> {
         for (number, call) in &calls {
             append_call(&mut program, *number, call, default)?;
         }
-        let newest = profile.syscalls.iter().flat_map(|rule| &rule.names).filter_map(|name| number_of(name));
+        let newest = profile
+            .syscalls
+            .iter()
+            .flat_map(|rule| &rule.names)
+            .filter_map(|name| number_of(name));
         if let Some(newest) = newest.max()
             && default & !DATA_MASK == ERRNO
         {
-            program.extend([Insn::jump(JUMP_GREATER, newest, 0, 1), Insn::new(RETURN, ERRNO | ENOSYS)]);
+            program.extend([
+                Insn::jump(JUMP_GREATER, newest, 0, 1),
+                Insn::new(RETURN, ERRNO | ENOSYS),
+            ]);
         }
     }
     program.push(Insn::new(RETURN, default));
@@ -155,7 +179,9 @@ pub fn compile(profile: &Seccomp) -> Result<Filter, StageError> {
 }
 
 fn unsupported<T>(what: &str) -> Result<T, StageError> {
-    Err(StageError::Unsupported(format!("linux.seccomp: {what} is not supported")))
+    Err(StageError::Unsupported(format!(
+        "linux.seccomp: {what} is not supported"
+    )))
 }
 
 /// Refuses other architectures, leaves the call's number in the accumulator.
@@ -206,7 +232,8 @@ fn collect<'a>(
                 call.unconditional.get_or_insert(action);
             } else if has_repeated_argument(&rule.args) {
                 // Conditions on one argument are alternatives, as with runc.
-                call.conditional.extend(rule.args.iter().map(|arg| (vec![arg], action)));
+                call.conditional
+                    .extend(rule.args.iter().map(|arg| (vec![arg], action)));
             } else {
                 call.conditional.push((rule.args.iter().collect(), action));
             }
@@ -216,7 +243,11 @@ fn collect<'a>(
 }
 
 fn has_repeated_argument(args: &[SeccompArg]) -> bool {
-    args.iter().enumerate().any(|(at, arg)| args.iter().skip(at + 1).any(|other| other.index == arg.index))
+    args.iter().enumerate().any(|(at, arg)| {
+        args.iter()
+            .skip(at + 1)
+            .any(|other| other.index == arg.index)
+    })
 }
 
 fn append_call(
@@ -261,7 +292,10 @@ fn append_rule(
     conditions: &[&SeccompArg],
     action: u32,
 ) -> Result<(), StageError> {
-    let steps = conditions.iter().map(|arg| condition(arg)).collect::<Result<Vec<_>, _>>()?;
+    let steps = conditions
+        .iter()
+        .map(|arg| condition(arg))
+        .collect::<Result<Vec<_>, _>>()?;
     let rule_len = steps.iter().map(Vec::len).sum::<usize>() + 1;
     let mut at = 0;
     for condition in steps {
@@ -294,7 +328,12 @@ fn condition(arg: &SeccompArg) -> Result<Vec<Step>, StageError> {
     let (value_high, value_low) = halves(arg.value);
     // Compares the high halves when they decide, for an order.
     let order = |greater: Target, less: Target| {
-        [high, (JUMP_GREATER, value_high, greater, Next), (JUMP_EQUAL, value_high, Next, less), low]
+        [
+            high,
+            (JUMP_GREATER, value_high, greater, Next),
+            (JUMP_EQUAL, value_high, Next, less),
+            low,
+        ]
     };
     let mut steps = Vec::with_capacity(6);
     match arg.op.as_str() {

@@ -60,9 +60,18 @@ fn the_runtime_default_profile_decides_as_it_says() {
     assert_eq!(call(&filter, "mount", NONE), ERRNO | EPERM);
     assert_eq!(call(&filter, "clone3", NONE), ERRNO | ENOSYS);
     assert_eq!(call(&filter, "personality", NONE), ALLOW);
-    assert_eq!(call(&filter, "personality", [0xffff_ffff, 0, 0, 0, 0, 0]), ALLOW);
-    assert_eq!(call(&filter, "personality", [8, 0, 0, 0, 0, 0]), ERRNO | EPERM);
-    assert_eq!(call(&filter, "clone", [0x1200_0011, 0, 0, 0, 0, 0]), ERRNO | EPERM);
+    assert_eq!(
+        call(&filter, "personality", [0xffff_ffff, 0, 0, 0, 0, 0]),
+        ALLOW
+    );
+    assert_eq!(
+        call(&filter, "personality", [8, 0, 0, 0, 0, 0]),
+        ERRNO | EPERM
+    );
+    assert_eq!(
+        call(&filter, "clone", [0x1200_0011, 0, 0, 0, 0, 0]),
+        ERRNO | EPERM
+    );
     assert_eq!(call(&filter, "clone", [0x0100_0011, 0, 0, 0, 0, 0]), ALLOW);
 }
 
@@ -75,7 +84,10 @@ fn a_call_newer_than_the_profile_does_not_exist() {
 
 #[test]
 fn another_architecture_kills() {
-    assert_eq!(verdict(&compiled(RUNTIME_DEFAULT), 0x4000_0003, 3, NONE), KILL_PROCESS);
+    assert_eq!(
+        verdict(&compiled(RUNTIME_DEFAULT), 0x4000_0003, 3, NONE),
+        KILL_PROCESS
+    );
 }
 
 #[test]
@@ -118,8 +130,9 @@ fn conditions_on_one_argument_are_alternatives_on_several_all_must_hold() {
 
 #[test]
 fn a_long_block_is_jumped_over() {
-    let alternatives: Vec<String> =
-        (0..200).map(|value| format!(r#"{{"index":1,"value":{value},"op":"SCMP_CMP_EQ"}}"#)).collect();
+    let alternatives: Vec<String> = (0..200)
+        .map(|value| format!(r#"{{"index":1,"value":{value},"op":"SCMP_CMP_EQ"}}"#))
+        .collect();
     let filter = compiled(&format!(
         r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[
             {{"names":["ioctl"],"action":"SCMP_ACT_ALLOW","args":[{}]}},
@@ -139,7 +152,10 @@ fn what_the_kernel_cannot_do_is_refused() {
         r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_LOG",
             "args":[{"index":6,"value":0,"op":"SCMP_CMP_EQ"}]}]}"#,
     ] {
-        assert!(compile(&serde_json::from_str(json).unwrap()).is_err(), "{json}");
+        assert!(
+            compile(&serde_json::from_str(json).unwrap()).is_err(),
+            "{json}"
+        );
     }
 }
 

@@ -17,14 +17,47 @@ const INFINITE: u64 = u64::MAX;
 
 /// Capability names by number (linux/capability.h).
 const CAPABILITIES: &[&str] = &[
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
-    "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE", "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
 ];
 
 /// Writes the process's OOM score adjustment; the agent's own must not be inherited.
@@ -54,16 +87,17 @@ pub fn become_root() -> Result<(), StageError> {
 /// # Errors
 ///
 /// [`StageError`] with the setting.
-pub fn apply(
-    process: &Process,
-    filter: Option<&super::seccomp::Filter>,
-) -> Result<(), StageError> {
+pub fn apply(process: &Process, filter: Option<&super::seccomp::Filter>) -> Result<(), StageError> {
     let umask = process.user.umask.unwrap_or(DEFAULT_UMASK) & 0o777;
     rustix::process::umask(Mode::from_raw_mode(umask));
     for limit in &process.rlimits {
         set_rlimit(limit)?;
     }
-    let sets = process.capabilities.as_ref().map(Sets::parse).unwrap_or_default();
+    let sets = process
+        .capabilities
+        .as_ref()
+        .map(Sets::parse)
+        .unwrap_or_default();
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(StageError::step("set no_new_privs"))?;
     } else if let Some(filter) = filter {
@@ -71,7 +105,8 @@ pub fn apply(
     }
     drop_bounding(sets.bounding).map_err(StageError::step("drop the bounding set"))?;
     become_user(process)?;
-    sets.install().map_err(StageError::step("set process.capabilities"))?;
+    sets.install()
+        .map_err(StageError::step("set process.capabilities"))?;
     match filter {
         Some(filter) if process.no_new_privileges => filter.install(),
         _ => Ok(()),
@@ -80,13 +115,18 @@ pub fn apply(
 
 fn become_user(process: &Process) -> Result<(), StageError> {
     let user = &process.user;
-    let groups: Vec<_> =
-        user.additional_gids.iter().map(|gid| rustix::fs::Gid::from_raw(*gid)).collect();
+    let groups: Vec<_> = user
+        .additional_gids
+        .iter()
+        .map(|gid| rustix::fs::Gid::from_raw(*gid))
+        .collect();
     rustix::thread::set_thread_groups(&groups)
         .map_err(StageError::step("set process.user.additionalGids"))?;
     rustix::thread::set_keep_capabilities(true).map_err(StageError::step("keep capabilities"))?;
-    set_ids(user.uid, user.gid)
-        .map_err(StageError::step(format!("become user {}:{}", user.uid, user.gid)))?;
+    set_ids(user.uid, user.gid).map_err(StageError::step(format!(
+        "become user {}:{}",
+        user.uid, user.gid
+    )))?;
     rustix::thread::set_keep_capabilities(false).map_err(StageError::step("keep capabilities"))
 }
 
@@ -142,7 +182,9 @@ impl Sets {
 }
 
 fn bits(names: &[String]) -> u64 {
-    let numbers = names.iter().filter_map(|name| CAPABILITIES.iter().position(|known| known == name));
+    let numbers = names
+        .iter()
+        .filter_map(|name| CAPABILITIES.iter().position(|known| known == name));
     numbers.fold(0, |bits, number| bits | 1 << number)
 }
 
@@ -181,12 +223,21 @@ fn set_rlimit(limit: &oci::Rlimit) -> Result<(), StageError> {
         "RLIMIT_RTTIME" => Resource::Rttime,
         "RLIMIT_SIGPENDING" => Resource::Sigpending,
         "RLIMIT_STACK" => Resource::Stack,
-        other => return Err(StageError::Unsupported(format!("process.rlimits {other} is unknown"))),
+        other => {
+            return Err(StageError::Unsupported(format!(
+                "process.rlimits {other} is unknown"
+            )));
+        }
     };
     let bound = |value: u64| Some(value).filter(|value| *value != INFINITE);
-    let new = Rlimit { current: bound(limit.soft), maximum: bound(limit.hard) };
-    rustix::process::setrlimit(resource, new)
-        .map_err(StageError::step(format!("set process.rlimits {}", limit.kind)))
+    let new = Rlimit {
+        current: bound(limit.soft),
+        maximum: bound(limit.hard),
+    };
+    rustix::process::setrlimit(resource, new).map_err(StageError::step(format!(
+        "set process.rlimits {}",
+        limit.kind
+    )))
 }
 
 #[cfg(test)]
@@ -195,19 +246,36 @@ mod tests {
 
     #[test]
     fn capability_names_have_the_kernels_numbers() {
-        let number = |name: &str| CAPABILITIES.iter().position(|known| *known == name).unwrap();
-        assert_eq!(1_u64 << number("CAP_SYS_ADMIN"), CapabilitySet::SYS_ADMIN.bits());
-        assert_eq!(1_u64 << number("CAP_CHECKPOINT_RESTORE"), CapabilitySet::CHECKPOINT_RESTORE.bits());
+        let number = |name: &str| {
+            CAPABILITIES
+                .iter()
+                .position(|known| *known == name)
+                .unwrap()
+        };
+        assert_eq!(
+            1_u64 << number("CAP_SYS_ADMIN"),
+            CapabilitySet::SYS_ADMIN.bits()
+        );
+        assert_eq!(
+            1_u64 << number("CAP_CHECKPOINT_RESTORE"),
+            CapabilitySet::CHECKPOINT_RESTORE.bits()
+        );
         assert_eq!(CAPABILITIES.len(), 41);
     }
 
     #[test]
     fn unknown_capabilities_are_skipped() {
-        assert_eq!(bits(&["CAP_KILL".to_owned(), "CAP_FUTURE".to_owned()]), CapabilitySet::KILL.bits());
+        assert_eq!(
+            bits(&["CAP_KILL".to_owned(), "CAP_FUTURE".to_owned()]),
+            CapabilitySet::KILL.bits()
+        );
     }
 
     #[test]
     fn no_capabilities_object_means_none_at_all() {
-        assert_eq!(None.map(|names| Sets::parse(&names)).unwrap_or_default(), Sets::default());
+        assert_eq!(
+            None.map(|names| Sets::parse(&names)).unwrap_or_default(),
+            Sets::default()
+        );
     }
 }

@@ -8,11 +8,11 @@ use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
+use super::StageError;
 use super::mount_options::Recursion;
 use super::mounts::{attach_tree, clone_tree_of};
 use super::protocol::{Control, StageConfig};
 use super::root::{Missing, Root};
-use super::StageError;
 use crate::oci::Process;
 
 /// Greatest size of a terminal in either direction (`struct winsize` is 16 bits wide).
@@ -44,7 +44,9 @@ pub fn attach(
     if console {
         bind_console(root, &slave).map_err(StageError::step("bind /dev/console"))?;
     }
-    control.report_terminal(master.as_fd()).map_err(StageError::step("hand over the terminal"))?;
+    control
+        .report_terminal(master.as_fd())
+        .map_err(StageError::step("hand over the terminal"))?;
     rustix::process::ioctl_tiocsctty(&slave)
         .map_err(StageError::step("make the terminal controlling"))?;
     become_standard_streams(&slave).map_err(StageError::step("open the terminal's streams"))
@@ -58,8 +60,12 @@ pub fn attach(
 /// What ioctl(TIOCSWINSZ) said.
 pub fn resize(master: std::os::fd::BorrowedFd<'_>, rows: u32, columns: u32) -> io::Result<()> {
     let cells = |count: u32| u16::try_from(count.min(MAX_CELLS)).unwrap_or(u16::MAX);
-    let size =
-        Winsize { ws_row: cells(rows), ws_col: cells(columns), ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_row: cells(rows),
+        ws_col: cells(columns),
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     Ok(rustix::termios::tcsetwinsize(master, size)?)
 }
 
@@ -69,7 +75,10 @@ fn open_pair(root: &Root) -> io::Result<(OwnedFd, OwnedFd)> {
     let master = rustix::fs::openat(&directory, "ptmx", flags, Mode::empty())?;
     // The container may have put anything there.
     if rustix::fs::fstat(&master)?.st_rdev != rustix::fs::makedev(PTMX.0, PTMX.1) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "/dev/pts/ptmx is no terminal multiplexer"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "/dev/pts/ptmx is no terminal multiplexer",
+        ));
     }
     rustix::pty::unlockpt(&master)?;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;

@@ -67,7 +67,11 @@ pub fn spawn(request: &Spawn<'_>) -> io::Result<Spawned> {
     // SAFETY: without CLONE_VM this is fork: the child has its own copy of the
     // address space and of the stack; `arguments` outlives the call.
     let result = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>())
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            size_of::<libc::clone_args>(),
+        )
     };
     match result {
         -1 => Err(io::Error::last_os_error()),
@@ -76,7 +80,10 @@ pub fn spawn(request: &Spawn<'_>) -> io::Result<Spawned> {
             // SAFETY: the kernel stored a new descriptor that nobody else owns.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
             let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-            Ok(Spawned { pid: pid.ok_or_else(|| io::Error::from_raw_os_error(libc::EOVERFLOW))?, pidfd })
+            Ok(Spawned {
+                pid: pid.ok_or_else(|| io::Error::from_raw_os_error(libc::EOVERFLOW))?,
+                pidfd,
+            })
         }
     }
 }

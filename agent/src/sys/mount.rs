@@ -41,5 +41,9 @@ pub fn set_attributes(
             size_of::<MountAttributes>(),
         )
     };
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

@@ -13,9 +13,19 @@ pub fn send(process: BorrowedFd<'_>, signal: u32) -> io::Result<()> {
     let no_info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: a null siginfo makes the kernel fill in its own.
     let result = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, no_info, 0_u32)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            signal,
+            no_info,
+            0_u32,
+        )
     };
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Sends `signal` to a pid.
@@ -26,7 +36,11 @@ pub fn send(process: BorrowedFd<'_>, signal: u32) -> io::Result<()> {
 pub fn send_to_pid(pid: u32, signal: u32) -> io::Result<()> {
     // SAFETY: plain system call on integers.
     let result = unsafe { libc::syscall(libc::SYS_kill, pid, signal) };
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Blocks SIGCHLD and returns a non-blocking descriptor that becomes readable

@@ -51,7 +51,12 @@ unsafe impl SocketAddrArg for Address {
 
 fn socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None)?)
+    Ok(rustix::net::socket_with(
+        AddressFamily::VSOCK,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
 }
 
 /// A listening socket that takes connections from the host alone.
@@ -70,7 +75,9 @@ impl VsockListener {
         let socket = socket()?;
         rustix::net::bind(&socket, &Address { cid: CID_ANY, port })?;
         rustix::net::listen(&socket, BACKLOG)?;
-        Ok(Self { socket: poll::register(socket, Interest::READABLE | Interest::WRITABLE)? })
+        Ok(Self {
+            socket: poll::register(socket, Interest::READABLE | Interest::WRITABLE)?,
+        })
     }
 
     /// Waits for a connection from the host. One from inside the guest, which
@@ -82,7 +89,9 @@ impl VsockListener {
     pub async fn accept(&self) -> io::Result<VsockStream> {
         loop {
             let mut ready = self.socket.readable().await?;
-            let Ok(accepted) = ready.try_io(|socket| accept(socket.get_ref())) else { continue };
+            let Ok(accepted) = ready.try_io(|socket| accept(socket.get_ref())) else {
+                continue;
+            };
             let (socket, cid) = accepted?;
             if cid == CID_HOST {
                 return VsockStream::new(socket);
@@ -100,12 +109,20 @@ fn accept(listener: &OwnedFd) -> io::Result<(OwnedFd, u32)> {
 
 fn peer_cid(socket: &OwnedFd) -> io::Result<u32> {
     use std::os::fd::AsRawFd as _;
-    let mut peer = Address { cid: CID_ANY, port: 0 }.raw();
+    let mut peer = Address {
+        cid: CID_ANY,
+        port: 0,
+    }
+    .raw();
     let mut len = libc::socklen_t::try_from(size_of::<libc::sockaddr_vm>()).unwrap_or_default();
     // SAFETY: the kernel writes at most `len` bytes into `peer`, which has that size.
     let result =
         unsafe { libc::getpeername(socket.as_raw_fd(), (&raw mut peer).cast(), &raw mut len) };
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(peer.svm_cid) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(peer.svm_cid)
+    }
 }
 
 /// A connected stream.
@@ -116,7 +133,9 @@ pub struct VsockStream {
 
 impl VsockStream {
     fn new(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self { socket: poll::register(socket, Interest::READABLE | Interest::WRITABLE)? })
+        Ok(Self {
+            socket: poll::register(socket, Interest::READABLE | Interest::WRITABLE)?,
+        })
     }
 
     /// Connects to a port of the host.
@@ -126,7 +145,13 @@ impl VsockStream {
     /// What connect(2) said.
     pub async fn connect_to_host(port: u32) -> io::Result<Self> {
         let socket = socket()?;
-        match rustix::net::connect(&socket, &Address { cid: CID_HOST, port }) {
+        match rustix::net::connect(
+            &socket,
+            &Address {
+                cid: CID_HOST,
+                port,
+            },
+        ) {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(errno) => return Err(errno.into()),
         }
