@@ -1,0 +1,164 @@
+//! The node's configuration, `/etc/podvisor/podvisor.toml` or the file that containerd's runtime
+//! options name. Every key has a default; an unknown one is an error.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+use thiserror::Error;
+
+use crate::quantity::{self, QuantityError};
+use crate::release::Release;
+
+/// Where a node's configuration is unless containerd says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/podvisor/podvisor.toml";
+
+/// What a node's administrator decides.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The guest's kernel; by default the one of the release this program belongs to.
+    pub kernel: Option<PathBuf>,
+    /// The guest's initial image; by default the release's.
+    pub initrd: Option<PathBuf>,
+    /// How long a guest may take from its start until its agent answers.
+    #[serde(deserialize_with = "duration")]
+    pub boot_timeout: Duration,
+    /// How long the agent may take for one call.
+    #[serde(deserialize_with = "duration")]
+    pub agent_timeout: Duration,
+    /// Memory in bytes for the containers of a pod that has no limit.
+    #[serde(deserialize_with = "quantity")]
+    pub default_memory: u64,
+    /// Whether guest memory is backed by transparent huge pages.
+    pub transparent_huge_pages: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kernel: None,
+            initrd: None,
+            boot_timeout: Duration::from_secs(60),
+            agent_timeout: Duration::from_secs(60),
+            default_memory: 512 << 20,
+            transparent_huge_pages: true,
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The file is not as it must be.
+    #[error("{path} is not valid")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<toml::de::Error>,
+    },
+}
+
+impl Config {
+    /// Reads the configuration at `path`, or at the default place, where it may be missing.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let (path, optional) = match path {
+            Some(path) => (path, false),
+            None => (Path::new(DEFAULT_PATH), true),
+        };
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if optional && e.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => {
+                return Err(ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    /// The kernel to boot.
+    pub fn kernel(&self, release: &Release) -> PathBuf {
+        self.kernel.clone().unwrap_or_else(|| release.kernel())
+    }
+
+    /// The initial image to boot with.
+    pub fn initrd(&self, release: &Release) -> PathBuf {
+        self.initrd.clone().unwrap_or_else(|| release.initrd())
+    }
+}
+
+/// Reads `500ms`, `8s` or `2m`.
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_duration(&text).ok_or_else(|| {
+        serde::de::Error::custom(format!("{text:?} is no duration such as 500ms, 8s or 2m"))
+    })
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at_checked(digits)?;
+    let number: u32 = number.parse().ok()?;
+    match unit {
+        "ms" => Some(Duration::from_millis(number.into())),
+        "s" => Some(Duration::from_secs(number.into())),
+        "m" => Some(Duration::from_secs(u64::from(number) * 60)),
+        _ => None,
+    }
+}
+
+fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    quantity::parse_bytes(&text).map_err(|e: QuantityError| serde::de::Error::custom(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_unit() {
+        assert_eq!(parse_duration("8s"), Some(Duration::from_secs(8)));
+        assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Some(Duration::from_secs(120)));
+        for wrong in ["", "8", "s", "-8s", "8 s", "8h", "99999999999s"] {
+            assert_eq!(parse_duration(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn keys_replace_defaults_and_unknown_ones_are_refused() {
+        let config: Config =
+            toml::from_str("boot_timeout = \"8s\"\ndefault_memory = \"1Gi\"").unwrap();
+        assert_eq!(config.boot_timeout, Duration::from_secs(8));
+        assert_eq!(config.default_memory, 1 << 30);
+        assert_eq!(config.kernel, None);
+        let error = toml::from_str::<Config>("kernal = \"/x\"").unwrap_err();
+        assert!(error.to_string().contains("kernal"), "{error}");
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let error = Config::load(Some(Path::new("/nowhere/podvisor.toml"))).unwrap_err();
+        assert!(matches!(error, ConfigError::Read { .. }));
+    }
+}

@@ -1,0 +1,185 @@
+//! Starts real machines. Which devices a machine has depends on its kind and its cards only, so
+//! that a booted one can serve any pod.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use podvisor_devices::event_loop::EventLoop;
+use podvisor_devices::fs::{ExportError, ExportOptions, Exports, FsConfig, FsTag, VirtioFs};
+use podvisor_devices::net::{MacAddress, Mtu, Net, NetConfig};
+use podvisor_devices::virtio::VirtioDevice;
+use podvisor_devices::virtio::balloon::{Balloon, BalloonConfig};
+use podvisor_devices::virtio::rng::{Rng, RngConfig};
+use podvisor_devices::vsock::{Vsock, VsockConfig, VsockHost};
+use podvisor_proto::agent::{FS_TAG, READY_PORT};
+use podvisor_vmm::{
+    Console, DeviceSlot, EndReason, KernelArgs, Phase, ThreadKind, Vm, VmConfig, VmEvent, VmHandle,
+    confine, spawn_io_loop,
+};
+use tokio::sync::watch;
+
+use super::vsock::GuestStream;
+use super::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
+use crate::host::Nic;
+
+/// The guest's context identifier. Nobody else sees it: the device is not the host's vsock.
+const GUEST_CID: u64 = 3;
+/// What every guest's kernel is told. A dead agent is a panic, and a panic a reset: the machine
+/// ends and says why.
+const KERNEL_ARGS: &str = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check";
+
+/// Starts machines on KVM.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KvmLauncher;
+
+impl Launcher for KvmLauncher {
+    fn launch(&self, plan: MachinePlan) -> Result<Launched, LaunchError> {
+        for file in [&plan.kernel, &plan.initrd] {
+            readable(file)?;
+        }
+        let io = spawn_io_loop().map_err(device("io"))?;
+        let exports = Exports::new().map_err(device("fs"))?;
+        let (vsock, host) = Vsock::new(
+            VsockConfig {
+                guest_cid: GUEST_CID,
+                ready_port: READY_PORT,
+            },
+            io.clone(),
+        )
+        .map_err(device("vsock"))?;
+        let mut devices = vec![slot("vsock", vsock), slot("fs", file_system(&exports)?)];
+        devices.extend(entropy_and_memory(&io)?);
+        for nic in plan.nics {
+            devices.push(DeviceSlot {
+                name: nic.name.clone(),
+                device: Box::new(card(nic, io.clone())?),
+            });
+        }
+        let (end, ended) = watch::channel(None);
+        let words = std::iter::once(KERNEL_ARGS).chain(plan.kernel_args.iter().map(String::as_str));
+        let config = VmConfig {
+            vcpus: plan.size.vcpus,
+            memory: plan.size.memory,
+            transparent_huge_pages: plan.transparent_huge_pages,
+            kernel: plan.kernel.clone(),
+            initrd: Some(plan.initrd),
+            kernel_args: KernelArgs::new(&words.collect::<Vec<_>>().join(" "))?,
+            console: Console::Log,
+            console_output: None,
+            power_button: false,
+            devices,
+        };
+        let start = |source| LaunchError::Start {
+            kernel: plan.kernel,
+            source,
+        };
+        let vm = Vm::start(config, Box::new(move |event| report(&end, event))).map_err(start)?;
+        Ok(Launched {
+            machine: Arc::new(KvmMachine { vm, host, exports }),
+            ended,
+        })
+    }
+}
+
+fn report(end: &watch::Sender<Option<EndReason>>, event: VmEvent) {
+    let VmEvent::Ended(reason) = event;
+    end.send_replace(Some(reason));
+}
+
+fn readable(path: &Path) -> Result<(), LaunchError> {
+    File::open(path)
+        .map(drop)
+        .map_err(|source| LaunchError::File {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn device<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    device: &'static str,
+) -> impl FnOnce(E) -> LaunchError {
+    move |source| LaunchError::Device {
+        device,
+        source: source.into(),
+    }
+}
+
+fn slot(name: &str, device: impl VirtioDevice + 'static) -> DeviceSlot {
+    DeviceSlot {
+        name: name.to_owned(),
+        device: Box::new(device),
+    }
+}
+
+fn file_system(exports: &Exports) -> Result<VirtioFs, LaunchError> {
+    let tag = FsTag::try_from(FS_TAG).map_err(device("fs"))?;
+    let on_start = Arc::new(confine::on_start(ThreadKind::Fs));
+    VirtioFs::new(FsConfig::new(tag), exports, &(on_start as _)).map_err(device("fs"))
+}
+
+fn entropy_and_memory(io: &EventLoop) -> Result<[DeviceSlot; 2], LaunchError> {
+    let rng = Rng::new(
+        RngConfig {
+            bytes_per_second: None,
+        },
+        io.clone(),
+    )
+    .map_err(device("rng"))?;
+    // Only free page reporting is used: nobody asks for a smaller guest yet.
+    let (balloon, _) = Balloon::new(BalloonConfig { reporting: true }, io.clone());
+    Ok([slot("rng", rng), slot("balloon", balloon)])
+}
+
+fn card(nic: Nic, io: EventLoop) -> Result<Net, LaunchError> {
+    let mac = MacAddress::try_from(nic.mac).map_err(device("net"))?;
+    let mtu = u16::try_from(nic.mtu)
+        .ok()
+        .and_then(|mtu| Mtu::try_from(mtu).ok());
+    Ok(Net::new(NetConfig { mac, mtu }, Arc::new(nic.tap), io))
+}
+
+/// A machine on KVM.
+struct KvmMachine {
+    vm: VmHandle,
+    host: VsockHost,
+    exports: Exports,
+}
+
+impl Machine for KvmMachine {
+    fn stop(&self) {
+        self.vm.stop();
+    }
+
+    fn console_tail(&self) -> Vec<u8> {
+        self.vm.console_tail()
+    }
+
+    fn timeline(&self) -> Vec<Phase> {
+        self.vm.timeline()
+    }
+
+    fn connect(&self, port: u32) -> Connecting {
+        let connect = self.host.connect(port);
+        Box::pin(async move { Ok(Box::new(GuestStream(connect.await?)) as Stream) })
+    }
+
+    fn accept_ready(&self) -> Connecting {
+        let accept = self.host.accept_ready();
+        Box::pin(async move { Ok(Box::new(GuestStream(accept.await?)) as Stream) })
+    }
+
+    fn add_export(
+        &self,
+        name: &str,
+        source: OwnedFd,
+        options: ExportOptions,
+    ) -> Result<(), ExportError> {
+        self.exports.add(name, source, options)
+    }
+
+    fn remove_export(&self, name: &str) -> Result<(), ExportError> {
+        self.exports.remove(name)
+    }
+}

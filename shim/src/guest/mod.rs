@@ -1,0 +1,135 @@
+//! A pod's guest as the sandbox sees it: a machine behind a trait, so that all above it is tested
+//! without KVM, and the agent in it.
+
+pub mod boot;
+pub mod client;
+pub mod launch;
+
+mod vsock;
+
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use podvisor_devices::fs::{ExportError, ExportOptions};
+use podvisor_vmm::{EndReason, Phase, StartError};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use crate::host::Nic;
+use crate::pod::sizing::Size;
+
+/// A connection to the guest.
+pub type Stream = Box<dyn Duplex>;
+
+/// A connection's two directions.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A future of a connection.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
+
+/// A running machine.
+pub trait Machine: Send + Sync + 'static {
+    /// Ends it without asking the guest. Returns at once.
+    fn stop(&self);
+
+    /// The last of what the guest wrote to its console, at most 64 KiB.
+    fn console_tail(&self) -> Vec<u8>;
+
+    /// When the steps of its start were done.
+    fn timeline(&self) -> Vec<Phase>;
+
+    /// Connects to a port of the guest.
+    fn connect(&self, port: u32) -> Connecting;
+
+    /// Waits for the guest's one connection to the ready port.
+    fn accept_ready(&self) -> Connecting;
+
+    /// Makes a folder or file of the host appear in the guest's shared folder.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    fn add_export(
+        &self,
+        name: &str,
+        source: OwnedFd,
+        options: ExportOptions,
+    ) -> Result<(), ExportError>;
+
+    /// Takes it away again. Blocks until the guest's requests in it are over, at most 5 s.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    fn remove_export(&self, name: &str) -> Result<(), ExportError>;
+}
+
+/// What a machine is to be.
+pub struct MachinePlan {
+    /// Its size.
+    pub size: Size,
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// Its initial image.
+    pub initrd: PathBuf,
+    /// Further words for the kernel.
+    pub kernel_args: Vec<String>,
+    /// Whether guest memory is backed by transparent huge pages.
+    pub transparent_huge_pages: bool,
+    /// Its network cards.
+    pub nics: Vec<Nic>,
+}
+
+/// A machine that was started.
+pub struct Launched {
+    /// The machine.
+    pub machine: Arc<dyn Machine>,
+    /// Why it ended, once it has.
+    pub ended: watch::Receiver<Option<EndReason>>,
+}
+
+/// Starts machines.
+pub trait Launcher: Send + Sync + 'static {
+    /// Starts one. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// [`LaunchError`]; nothing of the machine is left.
+    fn launch(&self, plan: MachinePlan) -> Result<Launched, LaunchError>;
+}
+
+/// Why there is no machine.
+#[derive(Debug, Error)]
+pub enum LaunchError {
+    /// A file of the release is missing.
+    #[error("cannot read {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A device cannot be made.
+    #[error("cannot make device {device}")]
+    Device {
+        /// Which.
+        device: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A value that no machine can have.
+    #[error("cannot configure the VM")]
+    Config(#[from] podvisor_vmm::config::ConfigError),
+    /// The VMM refuses.
+    #[error("cannot start the VM with kernel {kernel}")]
+    Start {
+        /// The kernel.
+        kernel: PathBuf,
+        /// Why.
+        source: StartError,
+    },
+}

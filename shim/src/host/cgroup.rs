@@ -1,0 +1,104 @@
+//! The leaf of the cgroup tree (version 2) in which a pod's server lives, so that guest memory is
+//! accounted to the pod.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::pod::cgroup_path::ROOT;
+
+/// How long a leaf may still be busy with processes that end.
+const REMOVE_WAIT: Duration = Duration::from_secs(2);
+const REMOVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Why the server is not in its leaf.
+#[derive(Debug, Error)]
+pub enum CgroupError {
+    /// The host has no unified tree.
+    #[error("{ROOT} is no cgroup v2 tree, which VM pods need")]
+    NotUnified,
+    /// A group cannot be made, entered or removed.
+    #[error("cannot {action} cgroup {path}")]
+    Group {
+        /// What was tried.
+        action: &'static str,
+        /// The group.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+/// Makes the group `leaf` (relative to the root) with its parents and moves this process there.
+/// Yields the groups that were made, innermost first.
+///
+/// # Errors
+/// [`CgroupError`].
+pub fn join(leaf: &Path) -> Result<Vec<PathBuf>, CgroupError> {
+    let root = Path::new(ROOT);
+    if !root.join("cgroup.controllers").exists() {
+        return Err(CgroupError::NotUnified);
+    }
+    let path = root.join(leaf);
+    let failed = |action| {
+        let path = path.clone();
+        move |source| CgroupError::Group {
+            action,
+            path,
+            source,
+        }
+    };
+    let missing = path.ancestors().take_while(|group| !group.exists());
+    let made: Vec<PathBuf> = missing.map(Path::to_owned).collect();
+    fs::create_dir_all(&path).map_err(failed("make"))?;
+    fs::write(path.join("cgroup.procs"), "0").map_err(failed("enter"))?;
+    Ok(made)
+}
+
+/// The smallest `memory.max`, in bytes, of the groups above `leaf` (relative to the root).
+pub fn memory_max(leaf: &Path) -> Option<u64> {
+    let groups = leaf
+        .ancestors()
+        .skip(1)
+        .filter(|group| !group.as_os_str().is_empty());
+    let limits = groups.filter_map(|group| {
+        let text = fs::read_to_string(Path::new(ROOT).join(group).join("memory.max")).ok()?;
+        text.trim().parse::<u64>().ok()
+    });
+    limits.min()
+}
+
+/// Removes groups, waiting a little for processes in them to end. One that is gone, or that others
+/// use, is no error but for the first.
+///
+/// # Errors
+/// [`CgroupError::Group`] when the first one stays busy.
+pub fn remove(made: &[PathBuf]) -> Result<(), CgroupError> {
+    let Some((leaf, parents)) = made.split_first() else {
+        return Ok(());
+    };
+    let deadline = Instant::now() + REMOVE_WAIT;
+    loop {
+        match fs::remove_dir(leaf) {
+            Ok(()) => break,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => break,
+            Err(source) if Instant::now() > deadline => {
+                return Err(CgroupError::Group {
+                    action: "remove",
+                    path: leaf.clone(),
+                    source,
+                });
+            }
+            Err(_) => std::thread::sleep(REMOVE_PAUSE),
+        }
+    }
+    for parent in parents {
+        if fs::remove_dir(parent).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! Privileged work done by this process itself.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use podvisor_devices::net::Tap;
+use podvisor_proto::agent::v1::NetworkConfig;
+
+use super::route_socket::RouteSocket;
+use super::{
+    HostError, HostOps, NetworkRequest, Nic, RootfsRequest, namespace, redirect, rootfs, scan,
+};
+
+/// Names of taps start so.
+const TAP_PREFIX: &str = "pvtap";
+
+/// Does the work in this process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LocalHost;
+
+impl HostOps for LocalHost {
+    fn open_taps(&self, request: &NetworkRequest) -> Result<Vec<Nic>, HostError> {
+        namespace::within(&request.namespace, || {
+            let mut socket = RouteSocket::open()?;
+            let links = scan::links(&mut socket)?;
+            let mut nics = Vec::with_capacity(links.len());
+            for (number, link) in links.into_iter().enumerate() {
+                let tap_name = format!("{TAP_PREFIX}{number}");
+                let tap = Tap::open(&tap_name).map_err(|source| HostError::Tap {
+                    interface: link.name.clone(),
+                    source,
+                })?;
+                redirect::bring_up(&mut socket, &tap_name, link.mtu)?;
+                nics.push(Nic {
+                    name: link.name,
+                    mac: link.mac,
+                    mtu: link.mtu,
+                    tap,
+                });
+            }
+            Ok(nics)
+        })?
+    }
+
+    fn redirect(&self, request: &NetworkRequest) -> Result<NetworkConfig, HostError> {
+        namespace::within(&request.namespace, || {
+            let mut socket = RouteSocket::open()?;
+            let links = scan::links(&mut socket)?;
+            let config = scan::network(&mut socket, &links)?;
+            for (number, link) in links.iter().enumerate() {
+                let tap = redirect::index_of(&mut socket, &format!("{TAP_PREFIX}{number}"))?;
+                redirect::join(&mut socket, link.index, tap)?;
+            }
+            Ok(config)
+        })?
+    }
+
+    fn release_network(&self, request: &NetworkRequest) -> Result<(), HostError> {
+        if !namespace::exists(&request.namespace) {
+            return Ok(());
+        }
+        namespace::within(&request.namespace, || {
+            let mut socket = RouteSocket::open()?;
+            for link in scan::links(&mut socket)? {
+                redirect::part(&mut socket, link.index)?;
+            }
+            Ok(())
+        })?
+    }
+
+    fn mount_rootfs(&self, request: &RootfsRequest) -> Result<(), HostError> {
+        Ok(rootfs::mount_all(request)?)
+    }
+
+    fn unmount(&self, target: &Path) -> Result<(), HostError> {
+        Ok(rootfs::unmount_all(target)?)
+    }
+
+    fn open_path(&self, path: &Path) -> Result<OwnedFd, HostError> {
+        open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(|source| {
+            HostError::Open {
+                path: path.to_owned(),
+                source,
+            }
+        })
+    }
+}
+
+/// Whether an interface is one of our taps.
+pub(super) fn is_tap(name: &str) -> bool {
+    name.starts_with(TAP_PREFIX)
+}

@@ -1,0 +1,141 @@
+//! All privileged work on the host. It goes through one trait with requests of a closed set that
+//! can be serialised, so that it could move into a process of its own.
+
+pub mod cgroup;
+mod local;
+mod mount_options;
+mod namespace;
+mod overlay;
+pub mod record;
+mod redirect;
+mod rootfs;
+mod route_socket;
+mod scan;
+mod setup;
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use podvisor_devices::net::{Tap, TapError};
+use podvisor_proto::agent::v1::NetworkConfig;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use local::LocalHost;
+pub use namespace::NamespaceError;
+pub use rootfs::{MountError, unmount_all};
+pub use route_socket::RouteError;
+pub use scan::ScanError;
+pub use setup::{SetupError, private_mounts, set_oom_score};
+
+/// Work that a pod needs of its host.
+pub trait HostOps: Send + Sync + 'static {
+    /// Makes a tap beside every interface of a network namespace.
+    ///
+    /// # Errors
+    /// [`HostError`]; no tap is left.
+    fn open_taps(&self, request: &NetworkRequest) -> Result<Vec<Nic>, HostError>;
+
+    /// Redirects all traffic between interfaces and their taps, and tells the namespace's
+    /// addresses, routes, rules and neighbours.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn redirect(&self, request: &NetworkRequest) -> Result<NetworkConfig, HostError>;
+
+    /// Removes what [`Self::redirect`] has made. A namespace that is gone is no error.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn release_network(&self, request: &NetworkRequest) -> Result<(), HostError>;
+
+    /// Mounts a container's root file system.
+    ///
+    /// # Errors
+    /// [`HostError`]; nothing is mounted then.
+    fn mount_rootfs(&self, request: &RootfsRequest) -> Result<(), HostError>;
+
+    /// Unmounts everything at `target`. A path that is no mount point is no error.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn unmount(&self, target: &Path) -> Result<(), HostError>;
+
+    /// Opens a folder or file for export, without access to its content (`O_PATH`).
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn open_path(&self, path: &Path) -> Result<OwnedFd, HostError>;
+}
+
+/// A pod's network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRequest {
+    /// Path of the namespace.
+    pub namespace: PathBuf,
+}
+
+/// A container's root file system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootfsRequest {
+    /// Where it is to be.
+    pub target: PathBuf,
+    /// What to mount there, in order.
+    pub mounts: Vec<HostMount>,
+}
+
+/// One mount as containerd's snapshotters describe it (`api/types/mount.proto`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMount {
+    /// File system type, or `bind`.
+    pub kind: String,
+    /// Source device or folder.
+    pub source: String,
+    /// Flags and data, in the notation of fstab.
+    pub options: Vec<String>,
+}
+
+/// A network card to be: an interface of the namespace with its tap.
+pub struct Nic {
+    /// The interface's name.
+    pub name: String,
+    /// Its hardware address, which the guest takes over.
+    pub mac: [u8; 6],
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// The tap beside it.
+    pub tap: Tap,
+}
+
+/// Why privileged work failed.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// The network namespace cannot be entered.
+    #[error("cannot enter the pod's network namespace")]
+    Namespace(#[from] NamespaceError),
+    /// The kernel refused a change of links or traffic control.
+    #[error("cannot set up the pod's network")]
+    Route(#[from] RouteError),
+    /// The namespace has something that a guest cannot be given.
+    #[error("the pod's network cannot be taken over")]
+    Scan(#[from] ScanError),
+    /// No tap.
+    #[error("cannot make a tap for interface {interface}")]
+    Tap {
+        /// The interface.
+        interface: String,
+        /// Why.
+        source: TapError,
+    },
+    /// No root file system.
+    #[error("cannot mount the root file system")]
+    Mount(#[from] MountError),
+    /// A file cannot be opened.
+    #[error("cannot open {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: nix::Error,
+    },
+}

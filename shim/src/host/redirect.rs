@@ -1,0 +1,103 @@
+//! The redirect between a pod's interface and the tap beside it: what comes in on one goes out on
+//! the other, before the host's own stack sees it (tc-mirred(8), tc-matchall(8)).
+
+use std::fs;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::tc::{
+    TcAction, TcActionAttribute, TcActionGeneric, TcActionMirror, TcActionMirrorOption,
+    TcActionOption, TcActionType, TcAttribute, TcFilterMatchAll, TcFilterMatchAllOption, TcHandle,
+    TcMessage, TcMirror, TcMirrorActionType, TcOption,
+};
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+
+use super::route_socket::{RouteError, RouteSocket};
+
+/// The handle of every ingress queueing discipline, `ffff:`.
+const INGRESS_HANDLE: u32 = 0xffff_0000;
+/// Priority 1 and all protocols (`ETH_P_ALL` in network order), as `tcm_info` has them.
+const FILTER_INFO: u32 = (1 << 16) | 0x0300;
+
+/// Sets the tap up with the interface's MTU. It gets no address: it is a wire.
+pub(super) fn bring_up(socket: &mut RouteSocket, tap: &str, mtu: u32) -> Result<(), RouteError> {
+    // A kernel without IPv6 has no such file, and then no address either.
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{tap}/disable_ipv6"), "1");
+    let mut link = LinkMessage::default();
+    link.header.index = index_of(socket, tap)?;
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    link.attributes.push(LinkAttribute::Mtu(mtu));
+    socket.change("setting the tap up", RouteNetlinkMessage::SetLink(link), 0)
+}
+
+/// The index of an interface in the namespace of the calling thread.
+pub(super) fn index_of(_socket: &mut RouteSocket, name: &str) -> Result<u32, RouteError> {
+    if_nametoindex(name).map_err(|_| RouteError::NoInterface(name.to_owned()))
+}
+
+/// Redirects both ways between two interfaces.
+pub(super) fn join(socket: &mut RouteSocket, one: u32, other: u32) -> Result<(), RouteError> {
+    for (from, to) in [(one, other), (other, one)] {
+        let create = NLM_F_CREATE | NLM_F_EXCL;
+        let qdisc = RouteNetlinkMessage::NewQueueDiscipline(ingress(from));
+        socket.change("adding an ingress qdisc", qdisc, create)?;
+        let filter = RouteNetlinkMessage::NewTrafficFilter(redirect_all(from, to));
+        socket.change("adding a redirect", filter, create)?;
+    }
+    Ok(())
+}
+
+/// Removes an interface's redirect, if it has one.
+pub(super) fn part(socket: &mut RouteSocket, interface: u32) -> Result<(), RouteError> {
+    let qdisc = RouteNetlinkMessage::DelQueueDiscipline(ingress(interface));
+    match socket.change("removing an ingress qdisc", qdisc, 0) {
+        Err(RouteError::Refused {
+            source: Errno::ENOENT | Errno::EINVAL | Errno::ENODEV,
+            ..
+        }) => Ok(()),
+        other => other,
+    }
+}
+
+fn on_interface(index: u32) -> TcMessage {
+    TcMessage::with_index(index.cast_signed())
+}
+
+fn ingress(interface: u32) -> TcMessage {
+    let mut message = on_interface(interface);
+    message.header.parent = TcHandle::INGRESS;
+    message.header.handle = TcHandle::from(INGRESS_HANDLE);
+    message
+        .attributes
+        .push(TcAttribute::Kind("ingress".to_owned()));
+    message
+}
+
+fn redirect_all(from: u32, to: u32) -> TcMessage {
+    let mut generic = TcActionGeneric::default();
+    generic.action = TcActionType::Stolen;
+    let mut mirror = TcMirror::default();
+    mirror.generic = generic;
+    mirror.eaction = TcMirrorActionType::EgressRedir;
+    mirror.ifindex = to;
+    let mut action = TcAction::default();
+    action.attributes = vec![
+        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
+        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(
+            mirror,
+        ))]),
+    ];
+    let mut message = on_interface(from);
+    message.header.parent = TcHandle::from(INGRESS_HANDLE);
+    message.header.info = FILTER_INFO;
+    message.attributes = vec![
+        TcAttribute::Kind(TcFilterMatchAll::KIND.to_owned()),
+        TcAttribute::Options(vec![TcOption::MatchAll(TcFilterMatchAllOption::Action(
+            vec![action],
+        ))]),
+    ];
+    message
+}

@@ -1,0 +1,186 @@
+//! Copies between the host's ends and the guest's. Nobody buffers more than a piece: who reads
+//! slowly slows the writer.
+
+use std::io;
+use std::time::Duration;
+
+use podvisor_proto::agent::STREAM_PORT;
+use podvisor_proto::agent::v1::StreamTokens;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
+
+use super::input::Input;
+use super::output::Output;
+use super::{Stdio, StdioAddress, StdioError};
+use crate::guest::{Machine, Stream};
+
+/// Bytes moved at a time: half of what a FIFO holds.
+const PIECE_LEN: usize = 32 << 10;
+
+/// The copies of one process.
+#[derive(Default)]
+pub struct Streams {
+    outputs: Vec<JoinHandle<()>>,
+    input: Option<JoinHandle<()>>,
+    held_open: Option<pipe::Sender>,
+}
+
+/// Connects the streams for which there are tokens and begins to copy.
+///
+/// # Errors
+/// [`StdioError`]; nothing is copied then.
+pub async fn attach(
+    machine: &dyn Machine,
+    tokens: &StreamTokens,
+    stdio: &Stdio,
+) -> Result<Streams, StdioError> {
+    let input = Input::open(&StdioAddress::parse(&stdio.stdin)?)?;
+    let stdout = Output::open(&StdioAddress::parse(&stdio.stdout)?)?;
+    let stderr = Output::open(&StdioAddress::parse(&stdio.stderr)?)?;
+    let stdin_stream = dial(machine, &tokens.stdin).await?;
+    let stdout_stream = dial(machine, &tokens.stdout).await?;
+    let stderr_stream = dial(machine, &tokens.stderr).await?;
+    let mut streams = Streams::default();
+    if let (Some(input), Some(stream)) = (input, stdin_stream) {
+        let Input {
+            receiver,
+            held_open,
+        } = input;
+        streams.held_open = Some(held_open);
+        streams.input = Some(tokio::spawn(copy_input(receiver, stream)));
+    }
+    for (output, stream) in [(stdout, stdout_stream), (stderr, stderr_stream)] {
+        if let (Some(output), Some(stream)) = (output, stream) {
+            streams
+                .outputs
+                .push(tokio::spawn(copy_output(stream, output)));
+        }
+    }
+    Ok(streams)
+}
+
+/// Connects to the stream that `token` names; an empty token names none.
+async fn dial(machine: &dyn Machine, token: &[u8]) -> Result<Option<Stream>, StdioError> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let mut stream = machine
+        .connect(STREAM_PORT)
+        .await
+        .map_err(StdioError::Guest)?;
+    stream.write_all(token).await.map_err(StdioError::Guest)?;
+    Ok(Some(stream))
+}
+
+async fn copy_output(stream: Stream, output: Output) {
+    if let Err(error) = copy(stream, output).await {
+        tracing::debug!(%error, "output ended");
+    }
+}
+
+async fn copy_input(receiver: pipe::Receiver, mut stream: Stream) {
+    if let Err(error) = copy(receiver, &mut stream).await {
+        tracing::debug!(%error, "input ended");
+    }
+    let _ = stream.shutdown().await;
+    // The connection stays until the process is deleted: closing it now could reset the stream
+    // before the guest has read all of it.
+    std::future::pending::<()>().await;
+}
+
+async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
+    let mut piece = vec![0; PIECE_LEN];
+    loop {
+        let len = from.read(&mut piece).await?;
+        match piece.get(..len) {
+            None | Some([]) => return Ok(()),
+            Some(data) => to.write_all(data).await?,
+        }
+    }
+}
+
+impl Streams {
+    /// Lets stdin end once containerd has closed it, too.
+    pub fn close_input(&mut self) {
+        self.held_open = None;
+    }
+
+    /// Waits until all output has reached containerd, for at most `timeout`, and lets go of the
+    /// host's ends.
+    pub async fn drain(mut self, timeout: Duration) {
+        let outputs = std::mem::take(&mut self.outputs);
+        let aborts: Vec<_> = outputs.iter().map(JoinHandle::abort_handle).collect();
+        let all = async {
+            for output in outputs {
+                let _ = output.await;
+            }
+        };
+        if tokio::time::timeout(timeout, all).await.is_err() {
+            tracing::warn!("output was not taken in time and is dropped");
+            aborts.iter().for_each(tokio::task::AbortHandle::abort);
+        }
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        for task in self.outputs.iter().chain(&self.input) {
+            task.abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn output_survives_a_reader_that_goes_and_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stdout");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let output = Output::open(&StdioAddress::Path(path.clone()))
+            .unwrap()
+            .unwrap();
+        let (mut guest, ours) = tokio::io::duplex(64);
+        let task = tokio::spawn(copy_output(Box::new(ours), output));
+        let first = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+        drop(first);
+        guest.write_all(b"still here").await.unwrap();
+        let mut second = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+        drop(guest);
+        let mut text = String::new();
+        second.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "still here");
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn input_ends_only_after_it_was_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stdin");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let Input {
+            receiver,
+            held_open,
+        } = Input::open(&StdioAddress::Path(path.clone()))
+            .unwrap()
+            .unwrap();
+        let (mut guest, ours) = tokio::io::duplex(64);
+        let task = tokio::spawn(copy_input(receiver, Box::new(ours)));
+        let mut writer = pipe::OpenOptions::new().open_sender(&path).unwrap();
+        writer.write_all(b"line").await.unwrap();
+        drop(writer);
+        let mut line = [0; 4];
+        guest.read_exact(&mut line).await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(50), guest.read_u8()).await;
+        assert!(early.is_err(), "stdin ended before it was closed");
+        drop(held_open);
+        assert_eq!(guest.read(&mut line).await.unwrap(), 0);
+        task.abort();
+    }
+}

@@ -1,0 +1,273 @@
+//! A container's OCI spec as the guest gets it: paths become the guest's, and what only the host
+//! knows goes.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
+use thiserror::Error;
+
+use super::volume::{self, BindMount};
+
+/// Devices that every container has; the agent makes them from the guest's own.
+const STANDARD_DEVICES: [&str; 10] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/console",
+    "/dev/ptmx",
+    "/dev/fuse",
+    "/dev/net/tun",
+];
+
+/// A spec that a guest cannot honour.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum GuestSpecError {
+    /// A device of the host.
+    #[error("linux.devices: {0} is a device of the host, which a VM pod does not have")]
+    Device(PathBuf),
+    /// A bind mount of nothing.
+    #[error("mounts: the bind mount at {0} has no source")]
+    NoSource(PathBuf),
+    /// No root file system.
+    #[error("root: the container has no root file system")]
+    NoRoot,
+}
+
+/// A spec on its way into the guest.
+#[derive(Clone, Debug)]
+pub struct GuestSpec {
+    spec: Spec,
+    binds: Vec<BindMount>,
+}
+
+impl GuestSpec {
+    /// Takes out of `spec` what only the host knows, and finds its bind mounts. A `standalone`
+    /// container owns its guest's network.
+    ///
+    /// # Errors
+    /// [`GuestSpecError`].
+    pub fn translate(spec: &Spec, standalone: bool) -> Result<Self, GuestSpecError> {
+        let mut spec = spec.clone();
+        // Hooks are programs of the host, which a guest does not have.
+        spec.set_hooks(None);
+        translate_process(&mut spec);
+        translate_linux(&mut spec, standalone)?;
+        let binds = bind_mounts(spec.mounts().as_deref().unwrap_or_default())?;
+        Ok(Self { spec, binds })
+    }
+
+    /// The bind mounts whose sources are still the host's.
+    pub fn binds(&self) -> &[BindMount] {
+        &self.binds
+    }
+
+    /// Puts the guest's root folder and the guest's sources of all bind mounts in place and
+    /// yields the spec as JSON. `sources` has one path for each of [`Self::binds`].
+    ///
+    /// # Errors
+    /// [`GuestSpecError::NoRoot`].
+    pub fn placed(mut self, root: &Path, sources: &[PathBuf]) -> Result<Vec<u8>, GuestSpecError> {
+        let spec_root = self
+            .spec
+            .root_mut()
+            .as_mut()
+            .ok_or(GuestSpecError::NoRoot)?;
+        spec_root.set_path(root.to_owned());
+        let mut mounts = self.spec.mounts().clone().unwrap_or_default();
+        for (bind, source) in self.binds.iter().zip(sources) {
+            if let Some(mount) = mounts.get_mut(bind.index) {
+                mount.set_source(Some(source.clone()));
+            }
+        }
+        self.spec.set_mounts(Some(mounts));
+        // A spec consists of maps with string keys, lists, strings and numbers: all of it is JSON.
+        Ok(serde_json::to_vec(&self.spec).unwrap_or_default())
+    }
+}
+
+fn translate_process(spec: &mut Spec) {
+    if let Some(process) = spec.process_mut() {
+        // Labels name policies of the host's security modules.
+        process.set_apparmor_profile(None);
+        process.set_selinux_label(None);
+    }
+}
+
+fn translate_linux(spec: &mut Spec, standalone: bool) -> Result<(), GuestSpecError> {
+    let Some(linux) = spec.linux_mut() else {
+        return Ok(());
+    };
+    linux.set_cgroups_path(None);
+    linux.set_mount_label(None);
+    linux.set_intel_rdt(None);
+    let devices = linux.devices().clone().unwrap_or_default();
+    let foreign = devices.iter().find(|device| !is_standard(device.path()));
+    if let Some(device) = foreign {
+        return Err(GuestSpecError::Device(device.path().clone()));
+    }
+    let namespaces = linux.namespaces().clone().unwrap_or_default();
+    let own = namespaces
+        .into_iter()
+        .filter(|namespace| is_own(namespace, standalone));
+    linux.set_namespaces(Some(own.collect()));
+    Ok(())
+}
+
+fn is_standard(device: &Path) -> bool {
+    STANDARD_DEVICES
+        .iter()
+        .any(|standard| device == Path::new(standard))
+}
+
+/// Whether a namespace is the container's own. One with a path is shared within the pod: then it
+/// is the guest's.
+fn is_own(namespace: &LinuxNamespace, standalone: bool) -> bool {
+    let shared = namespace
+        .path()
+        .as_ref()
+        .is_some_and(|path| !path.as_os_str().is_empty());
+    let guests = standalone && namespace.typ() == LinuxNamespaceType::Network;
+    !shared && !guests
+}
+
+fn bind_mounts(mounts: &[Mount]) -> Result<Vec<BindMount>, GuestSpecError> {
+    let mut binds = Vec::new();
+    for (index, mount) in mounts.iter().enumerate() {
+        let options = mount.options().as_deref().unwrap_or_default();
+        if !volume::is_bind(mount.typ().as_deref(), options) {
+            continue;
+        }
+        let destination = mount.destination();
+        let source = mount
+            .source()
+            .as_ref()
+            .ok_or_else(|| GuestSpecError::NoSource(destination.clone()))?;
+        let source = volume::classify(source, destination, options);
+        binds.push(BindMount { index, source });
+    }
+    Ok(binds)
+}
+
+/// The pod's /dev/shm size in bytes, when its spec says one.
+pub fn shared_memory_size(spec: &Spec) -> Option<u64> {
+    let mounts = spec.mounts().as_ref()?;
+    let shm = mounts
+        .iter()
+        .find(|mount| mount.destination() == Path::new("/dev/shm"))?;
+    let options = shm.options().as_ref()?;
+    let size = options
+        .iter()
+        .find_map(|option| option.strip_prefix("size="))?;
+    match size.strip_suffix('k') {
+        Some(kib) => kib.parse::<u64>().ok()?.checked_mul(1024),
+        None => size.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> Spec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    const CONTAINER: &str = r#"{
+        "ociVersion": "1.1.0",
+        "root": {"path": "rootfs", "readonly": true},
+        "process": {"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0},
+                    "apparmorProfile": "cri-containerd.apparmor.d", "selinuxLabel": "x"},
+        "hooks": {"prestart": [{"path": "/bin/hook"}]},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/etc/hosts", "type": "bind", "source": "/var/lib/hosts", "options": ["rbind", "ro"]},
+            {"destination": "/dev/shm", "type": "bind", "source": "/run/shm", "options": ["rbind"]}
+        ],
+        "linux": {
+            "cgroupsPath": "/kubepods/x",
+            "namespaces": [{"type": "pid"}, {"type": "ipc", "path": "/proc/7/ns/ipc"},
+                           {"type": "network", "path": "/proc/7/ns/net"}, {"type": "mount"}]
+        }
+    }"#;
+
+    #[test]
+    fn what_only_the_host_knows_goes() {
+        let translated = GuestSpec::translate(&spec(CONTAINER), false).unwrap();
+        let sources = ["/s/hosts".into(), "/s/shm".into()];
+        let json = translated.placed(Path::new("/s/root"), &sources).unwrap();
+        let guest: Spec = serde_json::from_slice(&json).unwrap();
+        assert!(guest.hooks().is_none());
+        let linux = guest.linux().as_ref().unwrap();
+        assert!(linux.cgroups_path().is_none());
+        let kinds: Vec<_> = linux
+            .namespaces()
+            .as_ref()
+            .unwrap()
+            .iter()
+            .map(LinuxNamespace::typ)
+            .collect();
+        assert_eq!(kinds, [LinuxNamespaceType::Pid, LinuxNamespaceType::Mount]);
+        let process = guest.process().as_ref().unwrap();
+        assert!(process.apparmor_profile().is_none() && process.selinux_label().is_none());
+    }
+
+    #[test]
+    fn bind_mounts_get_the_guests_sources_and_others_stay() {
+        let translated = GuestSpec::translate(&spec(CONTAINER), false).unwrap();
+        assert_eq!(translated.binds().len(), 2);
+        let sources = ["/s/hosts".into(), "/s/shm".into()];
+        let json = translated.placed(Path::new("/s/root"), &sources).unwrap();
+        let guest: Spec = serde_json::from_slice(&json).unwrap();
+        let found: Vec<_> = guest
+            .mounts()
+            .as_ref()
+            .unwrap()
+            .iter()
+            .map(|m| m.source().clone().unwrap())
+            .collect();
+        assert_eq!(found, ["proc", "/s/hosts", "/s/shm"].map(PathBuf::from));
+        assert_eq!(guest.root().as_ref().unwrap().path(), Path::new("/s/root"));
+    }
+
+    #[test]
+    fn a_device_of_the_host_is_refused_by_name() {
+        let device = r#"{"ociVersion":"1.1.0","linux":{"devices":[
+            {"path":"/dev/sda","type":"b","major":8,"minor":0}]}}"#;
+        let error = GuestSpec::translate(&spec(device), false).unwrap_err();
+        assert_eq!(error, GuestSpecError::Device("/dev/sda".into()));
+    }
+
+    #[test]
+    fn a_standalone_containers_network_is_its_guests() {
+        let own =
+            r#"{"ociVersion":"1.1.0","linux":{"namespaces":[{"type":"network"},{"type":"pid"}]}}"#;
+        let kinds = |standalone| {
+            let translated = GuestSpec::translate(&spec(own), standalone).unwrap();
+            translated
+                .spec
+                .linux()
+                .as_ref()
+                .unwrap()
+                .namespaces()
+                .as_ref()
+                .unwrap()
+                .len()
+        };
+        assert_eq!(kinds(true), 1);
+        assert_eq!(kinds(false), 2);
+    }
+
+    #[test]
+    fn the_size_of_shared_memory_is_in_its_mount() {
+        let with = |options: &str| {
+            shared_memory_size(&spec(&format!(
+                r#"{{"ociVersion":"1.1.0","mounts":[{{"destination":"/dev/shm","options":[{options}]}}]}}"#
+            )))
+        };
+        assert_eq!(with(r#""size=65536k""#), Some(64 << 20));
+        assert_eq!(with(r#""nosuid""#), None);
+    }
+}

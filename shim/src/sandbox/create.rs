@@ -1,0 +1,176 @@
+//! Makes containers and execs in the guest.
+
+use std::path::{Path, PathBuf};
+
+use podvisor_devices::fs::{CachePolicy, ExportOptions};
+use podvisor_proto::agent::SHARED_DIR;
+use podvisor_proto::agent::v1::{self as agent, CreateContainerRequest, CreateExecRequest};
+
+use super::error::TaskError;
+use super::undo::{Hands, Undo, undo_all};
+use crate::host::{HostMount, RootfsRequest};
+use crate::io::{self, Stdio, Streams};
+use crate::pod::Bundle;
+use crate::pod::guest_spec::{GuestSpec, GuestSpecError};
+
+/// Where a bundle's root file system is mounted when containerd brings it as mounts.
+const ROOTFS: &str = "rootfs";
+
+/// A container to make.
+pub struct ContainerPlan {
+    /// Its identifier.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: Bundle,
+    /// Its root file system; empty when the bundle has it already.
+    pub rootfs: Vec<HostMount>,
+    /// Its init's streams.
+    pub stdio: Stdio,
+    /// Whether it owns its guest's network.
+    pub standalone: bool,
+}
+
+/// An exec to make.
+pub struct ExecPlan {
+    /// The container.
+    pub container_id: String,
+    /// The exec's identifier.
+    pub exec_id: String,
+    /// OCI process (JSON).
+    pub process_json: Vec<u8>,
+    /// Its streams.
+    pub stdio: Stdio,
+}
+
+/// A container that was made.
+pub struct Made {
+    /// Its init's streams.
+    pub streams: Streams,
+    /// What to take back when it is deleted.
+    pub undo: Vec<Undo>,
+}
+
+/// Makes a container up to, not including, its start.
+///
+/// # Errors
+/// [`TaskError`]; nothing of the container is left.
+pub async fn container(hands: &Hands, plan: ContainerPlan) -> Result<Made, TaskError> {
+    let mut undo = Vec::new();
+    match make(hands, plan, &mut undo).await {
+        Ok(streams) => Ok(Made { streams, undo }),
+        Err(error) => {
+            undo_all(hands, undo).await;
+            Err(error)
+        }
+    }
+}
+
+async fn make(
+    hands: &Hands,
+    plan: ContainerPlan,
+    undo: &mut Vec<Undo>,
+) -> Result<Streams, TaskError> {
+    let spec = GuestSpec::translate(&plan.bundle.spec, plan.standalone)?;
+    let root = root_folder(hands, &plan, undo).await?;
+    let name = format!("root-{}", plan.id);
+    // The root of a container is changed by nobody else.
+    let options = ExportOptions {
+        read_only: false,
+        cache: CachePolicy::Always,
+    };
+    hands
+        .machine
+        .add_export(&name, hands.host.open_path(&root)?, options)?;
+    undo.push(Undo::RemoveExport(name.clone()));
+    let mut sources = Vec::with_capacity(spec.binds().len());
+    for bind in spec.binds() {
+        let placed = hands.volumes.acquire(bind.source.clone()).await?;
+        undo.extend(placed.key.map(Undo::ReleaseVolume));
+        sources.push(placed.guest_path);
+    }
+    let spec_json = spec.placed(&Path::new(SHARED_DIR).join(name), &sources)?;
+    let request = CreateContainerRequest {
+        container_id: plan.id.clone(),
+        spec_json,
+        stdio: Some(wanted(&plan.stdio, console_size(&plan.bundle))),
+    };
+    let created = hands.agent.create_container(request).await?;
+    undo.push(Undo::DeleteContainer(plan.id));
+    let tokens = created.streams.unwrap_or_default();
+    Ok(io::attach(&*hands.machine, &tokens, &plan.stdio).await?)
+}
+
+/// The host's folder with the container's root file system.
+async fn root_folder(
+    hands: &Hands,
+    plan: &ContainerPlan,
+    undo: &mut Vec<Undo>,
+) -> Result<PathBuf, TaskError> {
+    if plan.rootfs.is_empty() {
+        let root = plan
+            .bundle
+            .spec
+            .root()
+            .as_ref()
+            .ok_or(GuestSpecError::NoRoot)?;
+        return Ok(plan.bundle.path.join(root.path()));
+    }
+    let target = plan.bundle.path.join(ROOTFS);
+    let request = RootfsRequest {
+        target: target.clone(),
+        mounts: plan.rootfs.clone(),
+    };
+    let host = std::sync::Arc::clone(&hands.host);
+    tokio::task::spawn_blocking(move || host.mount_rootfs(&request)).await??;
+    undo.push(Undo::Unmount(target.clone()));
+    Ok(target)
+}
+
+/// Makes another process of a container up to, not including, its start.
+///
+/// # Errors
+/// [`TaskError`]; nothing of it is left.
+pub async fn exec(hands: &Hands, plan: ExecPlan) -> Result<Streams, TaskError> {
+    let request = CreateExecRequest {
+        container_id: plan.container_id.clone(),
+        exec_id: plan.exec_id.clone(),
+        process_json: plan.process_json,
+        stdio: Some(wanted(&plan.stdio, (0, 0))),
+    };
+    let created = hands.agent.create_exec(request).await?;
+    let tokens = created.streams.unwrap_or_default();
+    match io::attach(&*hands.machine, &tokens, &plan.stdio).await {
+        Ok(streams) => Ok(streams),
+        Err(error) => {
+            let request = agent::DeleteProcessRequest {
+                container_id: plan.container_id,
+                exec_id: plan.exec_id,
+            };
+            let _ = hands.agent.delete_process(request).await;
+            Err(error.into())
+        }
+    }
+}
+
+/// Which streams the guest is to make; rows and columns of a terminal.
+fn wanted(stdio: &Stdio, (rows, columns): (u32, u32)) -> agent::Stdio {
+    agent::Stdio {
+        stdin: !stdio.stdin.is_empty(),
+        stdout: !stdio.stdout.is_empty(),
+        stderr: !stdio.stderr.is_empty() && !stdio.terminal,
+        terminal: stdio.terminal,
+        rows,
+        columns,
+    }
+}
+
+/// Rows and columns in the spec; 0 when it has none.
+fn console_size(bundle: &Bundle) -> (u32, u32) {
+    let size = bundle
+        .spec
+        .process()
+        .as_ref()
+        .and_then(|process| process.console_size());
+    let length = |length: u64| u32::try_from(length).unwrap_or_default();
+    size.map_or((0, 0), |size| (length(size.height()), length(size.width())))
+}

@@ -1,0 +1,251 @@
+//! How processes, guests and pods end.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use podvisor_proto::agent::v1::{Event as AgentEvent, event::Kind};
+use podvisor_proto::containerd::events::{TaskDelete, TaskExit, TaskOom, TaskPaused, TaskResumed};
+use podvisor_proto::containerd::timestamp;
+use podvisor_proto::ttrpc::{Code, Status};
+use podvisor_vmm::EndReason;
+
+use super::actor::{Actor, GuestState};
+use super::error::{TaskError, chain};
+use super::process::{Exit, ProcessEvent};
+use super::request::{Deleted, ProcessId, Reply};
+use super::work;
+use crate::events::Event;
+use crate::guest::boot::ConsoleLines;
+use crate::host::NetworkRequest;
+
+/// Exit status of containers whose guest ended under them.
+const GUEST_ENDED_STATUS: u32 = 255;
+/// Exit status of a command that is not there, and of one that cannot be executed (POSIX, `sh`).
+const NOT_FOUND_STATUS: u32 = 127;
+const NOT_EXECUTABLE_STATUS: u32 = 126;
+/// What a signal adds to its number in an exit status.
+const SIGNAL_STATUS: u32 = 128;
+/// How long the server's last events may take.
+const FLUSH: Duration = Duration::from_secs(1);
+
+impl Actor {
+    pub(super) fn exit_now(status: u32) -> Exit {
+        Exit {
+            status,
+            at: SystemTime::now(),
+        }
+    }
+
+    pub(super) fn exit_of_failed_start(status: &Status) -> Exit {
+        Self::exit_now(match status.code() {
+            Code::NotFound => NOT_FOUND_STATUS,
+            Code::PermissionDenied => NOT_EXECUTABLE_STATUS,
+            _ => GUEST_ENDED_STATUS,
+        })
+    }
+
+    /// Lets `event` happen to a process, and tells containerd when it ended by it.
+    pub(super) fn apply(&mut self, id: &ProcessId, event: ProcessEvent) {
+        let exit = self
+            .tasks
+            .process(id)
+            .and_then(|process| process.apply(id, event));
+        if let Ok(Some(exit)) = exit {
+            self.publish_exit(id, exit);
+        }
+    }
+
+    fn publish_exit(&self, id: &ProcessId, exit: Exit) {
+        let named = if id.is_init() {
+            &id.container
+        } else {
+            &id.exec
+        };
+        self.settings.publisher.publish(&Event::Exit(TaskExit {
+            container_id: id.container.clone(),
+            id: named.clone(),
+            pid: std::process::id(),
+            exit_status: exit.status,
+            exited_at: Some(timestamp(exit.at)),
+        }));
+    }
+
+    /// Something happened in the guest. What it says of processes that do not exist is ignored.
+    pub(super) fn guest_event(&mut self, event: AgentEvent) {
+        match event.kind {
+            Some(Kind::Exited(exited)) => {
+                let id = ProcessId {
+                    container: exited.container_id,
+                    exec: exited.exec_id,
+                };
+                let nanos = u64::try_from(exited.exited_at_ns).unwrap_or_default();
+                let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos);
+                // A status has eight bits, whatever the guest says.
+                let exit = Exit {
+                    status: exited.exit_status & 0xff,
+                    at,
+                };
+                self.apply(&id, ProcessEvent::Ended(exit));
+            }
+            Some(Kind::OutOfMemory(oom)) => {
+                if self.tasks.task(&oom.container_id).is_ok() {
+                    let event = TaskOom {
+                        container_id: oom.container_id,
+                    };
+                    self.settings.publisher.publish(&Event::Oom(event));
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// The guest runs no more: so does nothing in it.
+    pub(super) fn guest_ended(&mut self, reason: &EndReason) {
+        let guest = std::mem::replace(&mut self.guest, GuestState::None);
+        let hands = match guest {
+            GuestState::Up { hands, .. } => Some(hands),
+            GuestState::Ended { hands, .. } => hands,
+            GuestState::None | GuestState::Booting(_) => None,
+        };
+        if self.ending_signal.is_some() {
+            tracing::info!(%reason, "the guest has ended");
+        } else {
+            let console = hands
+                .as_ref()
+                .map(|hands| ConsoleLines::of(&*hands.machine).to_string());
+            tracing::error!(%reason, console = console.unwrap_or_default(), "the guest has ended by itself");
+        }
+        self.guest = GuestState::Ended {
+            hands,
+            why: reason.to_string(),
+        };
+        let status = self
+            .ending_signal
+            .map_or(GUEST_ENDED_STATUS, |signal| SIGNAL_STATUS + signal);
+        for id in self.tasks.ids() {
+            self.apply(&id, ProcessEvent::Ended(Self::exit_now(status)));
+        }
+        self.release_network();
+    }
+
+    /// Removes the redirect from the pod's network namespace, if there is one.
+    pub(super) fn release_network(&mut self) {
+        let Some(namespace) = self.network.take() else {
+            return;
+        };
+        let host = Arc::clone(&self.settings.tools.host);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = host.release_network(&NetworkRequest { namespace }) {
+                tracing::warn!(error = chain(&error), "the pod's network is not released");
+            }
+        });
+    }
+
+    /// A signal to the pod ends it, whatever its guest does.
+    pub(super) fn signal_sandbox(
+        &mut self,
+        signal: u32,
+        allowed: Result<(), TaskError>,
+    ) -> Result<(), TaskError> {
+        let ends = [libc::SIGTERM, libc::SIGKILL, libc::SIGINT, libc::SIGQUIT];
+        let ends = ends.iter().any(|number| number.unsigned_abs() == signal);
+        match &self.guest {
+            GuestState::Booting(booting) if ends => {
+                booting.abort();
+                self.guest = GuestState::None;
+                self.release_network();
+                for id in self.tasks.ids() {
+                    self.tasks.0.remove(&id.container);
+                }
+                return Ok(());
+            }
+            _ => allowed?,
+        }
+        if !ends {
+            return Ok(());
+        }
+        if let GuestState::Up { hands, ended } = &self.guest {
+            self.ending_signal.get_or_insert(signal);
+            tokio::spawn(work::power_off(hands.clone(), ended.clone()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete(&mut self, id: ProcessId, reply: Reply<Deleted>) {
+        let asked = self.tasks.process(&id).and_then(|process| {
+            process.apply(&id, ProcessEvent::DeleteAsked)?;
+            Ok(std::mem::take(&mut process.streams))
+        });
+        let streams = match asked {
+            Ok(streams) => streams,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let mut undo = Vec::new();
+        if id.is_init()
+            && let Ok(task) = self.tasks.task(&id.container)
+        {
+            undo = std::mem::take(&mut task.undo);
+        }
+        let hands = match &self.guest {
+            GuestState::Up { hands, .. } => Some(hands.clone()),
+            GuestState::Ended { hands, .. } => hands.clone(),
+            GuestState::None | GuestState::Booting(_) => None,
+        };
+        tokio::spawn(work::clean(
+            hands,
+            id,
+            streams,
+            undo,
+            reply,
+            self.outbox.clone(),
+        ));
+    }
+
+    /// What was left of a process is gone: so is the process.
+    pub(super) fn cleaned(&mut self, id: &ProcessId, reply: Reply<Deleted>) {
+        let exit = self.tasks.process(id).map(|process| process.state.exit());
+        if id.is_init() {
+            self.tasks.0.remove(&id.container);
+        } else if let Ok(task) = self.tasks.task(&id.container) {
+            task.execs.remove(&id.exec);
+        }
+        let deleted = exit.map(|exit| Deleted {
+            exit: exit.unwrap_or_else(|| Self::exit_now(0)),
+        });
+        if let Ok(deleted) = &deleted {
+            self.settings.publisher.publish(&Event::Delete(TaskDelete {
+                container_id: id.container.clone(),
+                pid: std::process::id(),
+                exit_status: deleted.exit.status,
+                exited_at: Some(timestamp(deleted.exit.at)),
+                id: id.exec.clone(),
+            }));
+        }
+        let _ = reply.send(deleted);
+    }
+
+    pub(super) fn frozen(&mut self, container: &str, frozen: bool) {
+        let Ok(task) = self.tasks.task(container) else {
+            return;
+        };
+        task.paused = frozen;
+        let container_id = container.to_owned();
+        self.settings.publisher.publish(&if frozen {
+            Event::Paused(TaskPaused { container_id })
+        } else {
+            Event::Resumed(TaskResumed { container_id })
+        });
+    }
+
+    /// The pod is over: its guest, too, and containerd knows all.
+    pub(super) async fn end(mut self) {
+        if let GuestState::Up { hands, mut ended } =
+            std::mem::replace(&mut self.guest, GuestState::None)
+        {
+            hands.machine.stop();
+            let _ = tokio::time::timeout(FLUSH, ended.wait_for(Option::is_some)).await;
+        }
+        self.release_network();
+        self.settings.publisher.flush(FLUSH).await;
+    }
+}

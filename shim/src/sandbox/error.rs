@@ -1,0 +1,111 @@
+//! Why a task's call fails.
+
+use podvisor_devices::fs::ExportError;
+use podvisor_proto::ttrpc::Status;
+use thiserror::Error;
+
+use super::process::Refusal;
+use crate::annotations::AnnotationError;
+use crate::config::ConfigError;
+use crate::guest::boot::BootError;
+use crate::host::HostError;
+use crate::io::StdioError;
+use crate::pod::BundleError;
+use crate::pod::guest_spec::GuestSpecError;
+use crate::pod::network::HostNetworkError;
+use crate::pod::sizing::SizeError;
+use crate::sandbox::mirror::MirrorError;
+
+/// Why a task's call fails.
+#[derive(Debug, Error)]
+pub enum TaskError {
+    /// No such container or process.
+    #[error("{0} not found")]
+    NotFound(String),
+    /// There is one of that name.
+    #[error("{0} exists already")]
+    Exists(String),
+    /// The process's state does not allow it.
+    #[error("{process}")]
+    Refused {
+        /// The process.
+        process: String,
+        /// Why not.
+        source: Refusal,
+    },
+    /// The pod has no guest, and why.
+    #[error("the pod's VM is not running: {0}")]
+    NoGuest(String),
+    /// The container has not been started, or has ended.
+    #[error("{0} is not running")]
+    NotRunning(String),
+    /// The bundle cannot be used.
+    #[error("the container's bundle")]
+    Bundle(#[from] BundleError),
+    /// The node's configuration cannot be used.
+    #[error("the node's configuration")]
+    Config(#[from] ConfigError),
+    /// An annotation cannot be honoured.
+    #[error(transparent)]
+    Annotation(#[from] AnnotationError),
+    /// No machine fits the limits.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// The pod wants the host's network.
+    #[error(transparent)]
+    HostNetwork(#[from] HostNetworkError),
+    /// The spec cannot be honoured in a guest.
+    #[error(transparent)]
+    Spec(#[from] GuestSpecError),
+    /// The message makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The server could not set itself up when it was started.
+    #[error("the pod's shim: {0}")]
+    Setup(String),
+    /// The guest does not come up.
+    #[error("cannot boot")]
+    Boot(#[from] BootError),
+    /// The host refused.
+    #[error("the host")]
+    Host(#[from] HostError),
+    /// A folder cannot be given to the guest.
+    #[error("cannot export to the guest")]
+    Export(#[from] ExportError),
+    /// A volume cannot be copied into the guest.
+    #[error("cannot mirror a volume")]
+    Mirror(#[from] MirrorError),
+    /// A stream cannot be connected.
+    #[error("standard streams")]
+    Stdio(#[from] StdioError),
+    /// The agent refused or did not answer.
+    #[error("{}", .0.message())]
+    Agent(Status),
+    /// A worker of this process failed, or the pod is gone.
+    #[error("the pod's shim is shutting down")]
+    Gone,
+}
+
+impl From<Status> for TaskError {
+    fn from(status: Status) -> Self {
+        Self::Agent(status)
+    }
+}
+
+impl From<tokio::task::JoinError> for TaskError {
+    fn from(_: tokio::task::JoinError) -> Self {
+        Self::Gone
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

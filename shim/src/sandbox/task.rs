@@ -1,0 +1,136 @@
+//! The pod's tasks and their processes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::error::TaskError;
+use super::process::{Exit, ProcessEvent, ProcessState};
+use super::request::{ProcessId, Reply};
+use super::undo::Undo;
+use crate::io::{Stdio, Streams};
+
+/// A process.
+pub(super) struct Process {
+    pub(super) state: ProcessState,
+    pub(super) stdio: Stdio,
+    pub(super) streams: Streams,
+    waiting: Vec<Reply<Exit>>,
+}
+
+impl Process {
+    pub(super) fn new(stdio: Stdio) -> Self {
+        let state = ProcessState::Creating { ended: None };
+        Self {
+            state,
+            stdio,
+            streams: Streams::default(),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Answers with the process's end, now or when it comes.
+    pub(super) fn wait(&mut self, reply: Reply<Exit>) {
+        match self.state.exit() {
+            Some(exit) => drop(reply.send(Ok(exit))),
+            None => {
+                // Who does not wait any more is forgotten.
+                self.waiting.retain(|waiting| !waiting.is_closed());
+                self.waiting.push(reply);
+            }
+        }
+    }
+
+    /// Lets `event` happen; yields the exit when the process ended by it.
+    pub(super) fn apply(
+        &mut self,
+        id: &ProcessId,
+        event: ProcessEvent,
+    ) -> Result<Option<Exit>, TaskError> {
+        let before = self.state.exit();
+        let refused = |source| TaskError::Refused {
+            process: id.to_string(),
+            source,
+        };
+        self.state = self.state.after(event).map_err(refused)?;
+        let exit = self.state.exit().filter(|_| before.is_none());
+        if let Some(exit) = exit {
+            for waiting in self.waiting.drain(..) {
+                let _ = waiting.send(Ok(exit));
+            }
+        }
+        Ok(exit)
+    }
+}
+
+/// A container, or the sandbox itself.
+pub(super) struct Task {
+    pub(super) bundle: PathBuf,
+    /// Whether this is the sandbox, which has no process in the guest.
+    pub(super) is_sandbox: bool,
+    pub(super) paused: bool,
+    pub(super) init: Process,
+    pub(super) execs: BTreeMap<String, Process>,
+    pub(super) undo: Vec<Undo>,
+    /// What was last read of its metrics.
+    pub(super) metrics: Option<Vec<u8>>,
+}
+
+impl Task {
+    pub(super) fn new(bundle: PathBuf, stdio: Stdio, is_sandbox: bool) -> Self {
+        Self {
+            bundle,
+            is_sandbox,
+            paused: false,
+            init: Process::new(stdio),
+            execs: BTreeMap::new(),
+            undo: Vec::new(),
+            metrics: None,
+        }
+    }
+}
+
+/// All tasks of a pod.
+#[derive(Default)]
+pub(super) struct Tasks(pub(super) BTreeMap<String, Task>);
+
+impl Tasks {
+    pub(super) fn task(&mut self, id: &str) -> Result<&mut Task, TaskError> {
+        self.0
+            .get_mut(id)
+            .ok_or_else(|| TaskError::NotFound(format!("container {id}")))
+    }
+
+    pub(super) fn process(&mut self, id: &ProcessId) -> Result<&mut Process, TaskError> {
+        let task = self.task(&id.container)?;
+        if id.is_init() {
+            return Ok(&mut task.init);
+        }
+        task.execs
+            .get_mut(&id.exec)
+            .ok_or_else(|| TaskError::NotFound(id.to_string()))
+    }
+
+    /// All processes; each container's execs before its init, the sandbox last.
+    pub(super) fn ids(&self) -> Vec<ProcessId> {
+        let of_task = |(container, task): (&String, &Task)| {
+            let execs = task.execs.keys().map(|exec| ProcessId {
+                container: container.clone(),
+                exec: exec.clone(),
+            });
+            execs
+                .chain([ProcessId::init(container)])
+                .collect::<Vec<_>>()
+        };
+        let containers = self
+            .0
+            .iter()
+            .filter(|(_, task)| !task.is_sandbox)
+            .flat_map(of_task);
+        let sandbox = self
+            .0
+            .iter()
+            .filter(|(_, task)| task.is_sandbox)
+            .flat_map(of_task);
+        containers.chain(sandbox).collect()
+    }
+}

@@ -1,0 +1,64 @@
+//! What a container was given, to be taken back in reverse: when its creation fails, and when it
+//! is deleted.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use podvisor_proto::agent::v1::{AgentClient, DeleteProcessRequest};
+
+use super::volumes::{VolumeKey, Volumes, remove_export};
+use crate::guest::Machine;
+use crate::host::HostOps;
+
+/// What takes things back.
+#[derive(Clone)]
+pub struct Hands {
+    /// Privileged work.
+    pub host: Arc<dyn HostOps>,
+    /// The guest's machine.
+    pub machine: Arc<dyn Machine>,
+    /// The guest's agent.
+    pub agent: AgentClient,
+    /// The guest's volumes.
+    pub volumes: Volumes,
+}
+
+/// One thing to take back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Undo {
+    /// A mount.
+    Unmount(PathBuf),
+    /// An export.
+    RemoveExport(String),
+    /// One use of a volume.
+    ReleaseVolume(VolumeKey),
+    /// The container in the guest.
+    DeleteContainer(String),
+}
+
+/// Takes things back, the last first. What fails is logged: the rest is still to be done.
+pub async fn undo_all(hands: &Hands, done: Vec<Undo>) {
+    for step in done.into_iter().rev() {
+        match step {
+            Undo::Unmount(target) => {
+                let host = Arc::clone(&hands.host);
+                let unmounted = tokio::task::spawn_blocking(move || host.unmount(&target)).await;
+                if let Ok(Err(error)) = unmounted {
+                    tracing::warn!(error = super::error::chain(&error), "a mount is left");
+                }
+            }
+            Undo::RemoveExport(name) => remove_export(&hands.machine, name).await,
+            Undo::ReleaseVolume(key) => hands.volumes.release(key).await,
+            Undo::DeleteContainer(container_id) => {
+                let request = DeleteProcessRequest {
+                    container_id,
+                    exec_id: String::new(),
+                };
+                // Of a guest that has ended nothing is left to delete.
+                if let Err(error) = hands.agent.delete_process(request).await {
+                    tracing::debug!(%error, "the guest's container");
+                }
+            }
+        }
+    }
+}

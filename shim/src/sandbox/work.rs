@@ -1,0 +1,234 @@
+//! Work that takes time, done in tasks of their own; each ends with a message to the pod.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use podvisor_proto::agent::v1::{
+    AgentClient, ContainerStatsRequest, DeleteProcessRequest, Event as AgentEvent,
+    ListProcessesRequest, NextEventsRequest, SandboxStatsRequest, ShutdownRequest,
+    SignalProcessRequest, StartProcessRequest,
+};
+use podvisor_proto::ttrpc::{CallOptions, Code, Status};
+use podvisor_vmm::EndReason;
+use tokio::sync::{mpsc, watch};
+
+use super::create::{self, ContainerPlan, ExecPlan, Made};
+use super::error::TaskError;
+use super::request::{ProcessId, Reply, Request};
+use super::undo::{Hands, Undo, undo_all};
+use crate::guest::Machine;
+use crate::guest::boot::{BootError, Guest};
+use crate::io::Streams;
+
+/// How long containerd may take for a process's last output.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long a guest may take to write its files back before it is ended.
+const POWER_OFF: Duration = Duration::from_secs(3);
+/// How long a guest may take for a list of processes, which is for information only.
+const LIST: Duration = Duration::from_secs(1);
+/// A long poll is made anew after this time.
+const POLL: Duration = Duration::from_secs(3600);
+
+/// What the pod's owner is told.
+pub(super) enum Message {
+    /// A request of containerd.
+    Request(Request),
+    /// The boot is over; `then` is made next.
+    Booted {
+        id: String,
+        result: Result<Guest, BootError>,
+        then: Option<Box<ContainerPlan>>,
+        reply: Reply<()>,
+    },
+    /// A container was made, or not.
+    Created {
+        id: String,
+        result: Result<Made, TaskError>,
+        reply: Reply<()>,
+    },
+    /// An exec was made, or not.
+    ExecCreated {
+        process: ProcessId,
+        result: Result<Streams, TaskError>,
+        reply: Reply<()>,
+    },
+    /// A process was started, or not.
+    Started {
+        process: ProcessId,
+        result: Result<(), Status>,
+        reply: Reply<()>,
+    },
+    /// What was left of a process is gone.
+    Cleaned {
+        process: ProcessId,
+        reply: Reply<super::request::Deleted>,
+    },
+    /// Something happened in the guest.
+    Guest(AgentEvent),
+    /// The guest does not run any more.
+    GuestEnded(EndReason),
+    /// Metrics were read.
+    Metrics { id: String, metrics: Vec<u8> },
+    /// A container was stopped or goes on.
+    Frozen { container: String, frozen: bool },
+}
+
+/// Where messages go.
+pub(super) type Outbox = mpsc::UnboundedSender<Message>;
+
+pub(super) async fn container(hands: Hands, plan: ContainerPlan, reply: Reply<()>, out: Outbox) {
+    let id = plan.id.clone();
+    let result = create::container(&hands, plan).await;
+    let _ = out.send(Message::Created { id, result, reply });
+}
+
+pub(super) async fn exec(hands: Hands, plan: ExecPlan, reply: Reply<()>, out: Outbox) {
+    let process = ProcessId {
+        container: plan.container_id.clone(),
+        exec: plan.exec_id.clone(),
+    };
+    let result = create::exec(&hands, plan).await;
+    let _ = out.send(Message::ExecCreated {
+        process,
+        result,
+        reply,
+    });
+}
+
+pub(super) async fn start(agent: AgentClient, process: ProcessId, reply: Reply<()>, out: Outbox) {
+    let request = StartProcessRequest {
+        container_id: process.container.clone(),
+        exec_id: process.exec.clone(),
+    };
+    let result = agent.start_process(request).await.map(drop);
+    let _ = out.send(Message::Started {
+        process,
+        result,
+        reply,
+    });
+}
+
+/// Sends a signal. When not even SIGKILL is answered, the guest is ended: a kill never depends on
+/// it.
+pub(super) async fn signal(hands: Hands, request: SignalProcessRequest, reply: Reply<()>) {
+    let kills = request.signal == libc::SIGKILL.unsigned_abs();
+    let result = hands.agent.signal_process(request).await;
+    let stuck = matches!(&result, Err(status) if status.code() == Code::DeadlineExceeded);
+    if kills && stuck {
+        tracing::error!("the guest does not answer to SIGKILL and is ended");
+        hands.machine.stop();
+        let _ = reply.send(Ok(()));
+        return;
+    }
+    let _ = reply.send(result.map(drop).map_err(TaskError::from));
+}
+
+/// Takes back all that a process has.
+pub(super) async fn clean(
+    hands: Option<Hands>,
+    process: ProcessId,
+    streams: Streams,
+    undo: Vec<Undo>,
+    reply: Reply<super::request::Deleted>,
+    out: Outbox,
+) {
+    streams.drain(DRAIN).await;
+    if let Some(hands) = hands {
+        if !process.is_init() {
+            let request = DeleteProcessRequest {
+                container_id: process.container.clone(),
+                exec_id: process.exec.clone(),
+            };
+            // A guest that has ended has forgotten it.
+            let _ = hands.agent.delete_process(request).await;
+        }
+        undo_all(&hands, undo).await;
+    }
+    let _ = out.send(Message::Cleaned { process, reply });
+}
+
+pub(super) async fn processes(agent: AgentClient, container_id: String, reply: Reply<Vec<u32>>) {
+    let agent = agent.with_options(CallOptions::new().with_timeout(LIST));
+    let answer = agent
+        .list_processes(ListProcessesRequest { container_id })
+        .await;
+    let _ = reply.send(Ok(answer.map(|answer| answer.pids).unwrap_or_default()));
+}
+
+pub(super) async fn metrics(
+    agent: AgentClient,
+    id: String,
+    whole_guest: bool,
+    reply: Reply<Vec<u8>>,
+    out: Outbox,
+) {
+    let metrics = if whole_guest {
+        agent
+            .sandbox_stats(SandboxStatsRequest {})
+            .await
+            .map(|answer| answer.metrics)
+    } else {
+        let request = ContainerStatsRequest {
+            container_id: id.clone(),
+        };
+        agent
+            .container_stats(request)
+            .await
+            .map(|answer| answer.metrics)
+    };
+    if let Ok(metrics) = &metrics {
+        let _ = out.send(Message::Metrics {
+            id,
+            metrics: metrics.clone(),
+        });
+    }
+    let _ = reply.send(metrics.map_err(TaskError::from));
+}
+
+/// Passes on what happens in the guest, in order. A guest whose agent is gone is of no use.
+pub(super) async fn follow_guest(agent: AgentClient, machine: Arc<dyn Machine>, out: Outbox) {
+    let agent = agent.with_options(CallOptions::new().with_timeout(POLL));
+    let mut after = 0;
+    loop {
+        match agent.next_events(NextEventsRequest { after }).await {
+            Ok(answer) => {
+                for event in answer.events {
+                    after = event.sequence;
+                    if out.send(Message::Guest(event)).is_err() {
+                        return;
+                    }
+                }
+            }
+            Err(status) if status.code() == Code::DeadlineExceeded => {}
+            Err(status) => {
+                tracing::debug!(%status, "no more events of the guest");
+                machine.stop();
+                return;
+            }
+        }
+    }
+}
+
+/// Tells when the guest has ended.
+pub(super) async fn await_end(mut ended: watch::Receiver<Option<EndReason>>, out: Outbox) {
+    let reason = match ended.wait_for(Option::is_some).await {
+        Ok(reason) => reason.clone(),
+        Err(_) => None,
+    };
+    let _ = out.send(Message::GuestEnded(reason.unwrap_or(EndReason::Killed)));
+}
+
+/// Ends the guest: asks it to write its files back, and does not wait long.
+pub(super) async fn power_off(hands: Hands, mut ended: watch::Receiver<Option<EndReason>>) {
+    let agent = hands
+        .agent
+        .with_options(CallOptions::new().with_timeout(POWER_OFF));
+    let end = async {
+        let _ = agent.shutdown(ShutdownRequest {}).await;
+        let _ = ended.wait_for(Option::is_some).await;
+    };
+    if tokio::time::timeout(POWER_OFF, end).await.is_err() {
+        tracing::warn!("the guest did not switch itself off in time");
+    }
+    hands.machine.stop();
+}
