@@ -3,7 +3,7 @@
 //! events, as on any node.
 
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use nix::sys::stat::Mode;
 use podvisor_proto::agent::v1::{AgentClient, ApplyVolumeRequest, VolumeEntry};
 use thiserror::Error;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::io::unix::{AsyncFd, AsyncFdRegisterError};
 
 /// Bytes and entries of a volume that still fit into one message to the agent (4 MiB) with ease;
 /// Kubernetes' own limit for a configMap or secret is 1 MiB.
@@ -165,7 +165,22 @@ impl Reader<'_> {
 
 /// A watch on a volume's folder.
 pub struct Watch {
-    inotify: AsyncFd<Inotify>,
+    inotify: AsyncFd<WatchFile>,
+}
+
+/// The descriptor as tokio waits for it.
+struct WatchFile(Inotify);
+
+impl AsFd for WatchFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for WatchFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
 }
 
 impl Watch {
@@ -185,13 +200,16 @@ impl Watch {
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_ATTRIB;
         inotify.add_watch(folder, changes).map_err(failed)?;
-        let failed = |e: io::Error| MirrorError::Read {
+        let failed = |e: AsyncFdRegisterError<WatchFile>| MirrorError::Read {
             path: folder.to_owned(),
-            source: e,
+            source: e.into_parts().1,
         };
+        // SAFETY: `WatchFile` owns its descriptor and always names the same one, which is open for
+        // as long as the `AsyncFd` that owns it.
+        let inotify =
+            unsafe { AsyncFd::register_with_interest(WatchFile(inotify), Interest::READABLE) };
         Ok(Self {
-            inotify: AsyncFd::register_with_interest(inotify, Interest::READABLE)
-                .map_err(failed)?,
+            inotify: inotify.map_err(failed)?,
         })
     }
 
@@ -202,7 +220,7 @@ impl Watch {
     async fn changed(&self) -> io::Result<()> {
         loop {
             let mut ready = self.inotify.readable().await?;
-            match ready.try_io(|inotify| Ok(inotify.get_ref().read_events()?)) {
+            match ready.try_io(|inotify| Ok(inotify.get_ref().0.read_events()?)) {
                 Ok(events) => return events.map(drop),
                 Err(_would_block) => {}
             }
