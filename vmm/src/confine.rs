@@ -97,6 +97,7 @@ const DISK: &[i64] = &[
 const FS: &[i64] = &[
     libc::SYS_capget,
     libc::SYS_capset,
+    libc::SYS_copy_file_range,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_wait,
     libc::SYS_fallocate,
@@ -131,6 +132,7 @@ const FS: &[i64] = &[
     libc::SYS_setresuid,
     libc::SYS_statx,
     libc::SYS_symlinkat,
+    libc::SYS_syncfs,
     libc::SYS_umask,
     libc::SYS_unlinkat,
     libc::SYS_utimensat,
