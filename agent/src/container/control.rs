@@ -199,8 +199,7 @@ impl Containers {
 
     async fn tear_down(&self, id: &str, cgroup: &Cgroup) -> Result<(), ContainerError> {
         cgroup.kill()?;
-        let reaped = tokio::time::timeout(REAP_TIMEOUT, self.wait_for_end(id));
-        if reaped.await.is_err() {
+        if !self.wait_for_end(&ProcessKey::init(id)).await {
             let id = id.to_owned();
             return Err(ContainerError::Phase {
                 id,
@@ -210,23 +209,23 @@ impl Containers {
         Ok(cgroup.remove().await?)
     }
 
-    /// Waits until a container's init has been reaped.
-    async fn wait_for_end(&self, id: &str) {
-        loop {
-            let ended = self.ended.notified();
-            tokio::pin!(ended);
-            ended.as_mut().enable();
-            let phase = self
-                .table()
-                .container(id)
-                .map(|container| container.init.phase());
-            match phase {
-                Ok(Phase::Creating | Phase::Created | Phase::Starting | Phase::Running) => {
-                    ended.await
+    /// Waits until a process has been reaped; false when that takes too long.
+    pub(super) async fn wait_for_end(&self, key: &ProcessKey) -> bool {
+        let end = async {
+            loop {
+                let ended = self.ended.notified();
+                tokio::pin!(ended);
+                ended.as_mut().enable();
+                let phase = self.table().process(key).map(|process| process.phase());
+                match phase {
+                    Ok(Phase::Ended) | Err(_) => return,
+                    Ok(Phase::Creating | Phase::Created | Phase::Starting | Phase::Running) => {
+                        ended.await;
+                    }
                 }
-                Ok(Phase::Ended) | Err(_) => return,
             }
-        }
+        };
+        tokio::time::timeout(REAP_TIMEOUT, end).await.is_ok()
     }
 
     fn cgroup(&self, id: &str) -> Result<Cgroup, ContainerError> {

@@ -61,10 +61,7 @@ impl Containers {
                 deleting: false,
             },
         );
-        let key = ProcessKey {
-            container_id: id.to_owned(),
-            exec_id: String::new(),
-        };
+        let key = ProcessKey::init(id);
         let prepared = launched
             .handshake
             .prepared()
@@ -173,10 +170,7 @@ impl Containers {
     /// From here on the reaper knows the pid; no await may lie between the
     /// start of the process and this.
     fn insert(&self, id: &str, container: Container) {
-        let key = ProcessKey {
-            container_id: id.to_owned(),
-            exec_id: String::new(),
-        };
+        let key = ProcessKey::init(id);
         let mut table = self.table();
         table.pids.insert(container.init.pid, key);
         table.containers.insert(id.to_owned(), container);

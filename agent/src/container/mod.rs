@@ -39,6 +39,17 @@ pub struct ProcessKey {
     pub exec_id: String,
 }
 
+impl ProcessKey {
+    /// Names a container's init.
+    #[must_use]
+    pub fn init(container_id: &str) -> Self {
+        Self {
+            container_id: container_id.to_owned(),
+            exec_id: String::new(),
+        }
+    }
+}
+
 /// Why a call about a container failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {

@@ -31,15 +31,12 @@ impl Containers {
             "" => self.release(key).await,
             _ => self.run_exec(key).await,
         };
-        let mut table = self.table();
-        let process = table.process(key)?;
         if let Err(error) = started {
-            // A stage that failed ends by itself; one that was never made cannot.
-            if process.pidfd.is_none() {
-                process.advance(Phase::Ended);
-            }
+            self.end_failed(key).await;
             return Err(error);
         }
+        let mut table = self.table();
+        let process = table.process(key)?;
         process.advance(Phase::Running);
         Ok(process.pid)
     }
@@ -50,6 +47,23 @@ impl Containers {
         table
             .process(key)
             .map_or(true, |process| process.tokens.are_connected(&self.streams))
+    }
+
+    /// Sees a process that could not be started to its end, so that it can be
+    /// deleted at once: a stage that failed ends by itself.
+    async fn end_failed(&self, key: &ProcessKey) {
+        if let Ok(process) = self.table().process(key)
+            && process.pidfd.is_none()
+        {
+            process.advance(Phase::Ended);
+        }
+        if !self.wait_for_end(key).await {
+            tracing::warn!(
+                container = key.container_id,
+                exec = key.exec_id,
+                "a stage does not end"
+            );
+        }
     }
 
     fn begin(&self, key: &ProcessKey) -> Result<(), ContainerError> {
