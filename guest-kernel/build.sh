@@ -51,7 +51,7 @@ build() {
     mkdir -p "$objects" "$out"
     say "configuring $(make -s -C "$tree" kernelversion)"
     make -s -C "$tree" O="$objects" KCONFIG_ALLCONFIG="$fragment" allnoconfig >&2
-    check_config "$objects/.config"
+    check_config "$objects/.config" || exit 1
     say "compiling (6 minutes on two cores)"
     make -C "$tree" O="$objects" -j"$(nproc)" vmlinux bzImage >&2
     strip --strip-all -o "$out/vmlinux" "$objects/vmlinux"
@@ -63,7 +63,8 @@ build_tree() {
     local tree out
     tree=$(cd "$1" && pwd)
     out=$cache/kernel-tree-$(hash_of <(echo "$tree"))
-    build "$tree" "$out/objects" "$out" && echo "$out"
+    build "$tree" "$out/objects" "$out"
+    echo "$out"
 }
 
 build_package() {
