@@ -18,7 +18,9 @@ const GUEST_MIB: i64 = 128;
 
 fn main() -> Result<()> {
     let cri = Cri::connect()?;
-    let pod = PodBuilder::new(&cri, Handler::Podvisor, "memory").memory_mib(GUEST_MIB).run()?;
+    let pod = PodBuilder::new(&cri, Handler::Podvisor, "memory")
+        .memory_mib(GUEST_MIB)
+        .run()?;
     let mut container = pod.container("idle");
     for name in ["one", "two", "three"] {
         container = container.mount(&pod.volume(name)?, &format!("/{name}"));
@@ -37,8 +39,12 @@ fn main() -> Result<()> {
             anonymous += mapping.anonymous_kib;
         }
     }
-    let free = container.shell("awk '/MemAvailable/ {print $2}' /proc/meminfo")?.parse::<f64>()?;
-    let total = container.shell("awk '/MemTotal/ {print $2}' /proc/meminfo")?.parse::<f64>()?;
+    let free = container
+        .shell("awk '/MemAvailable/ {print $2}' /proc/meminfo")?
+        .parse::<f64>()?;
+    let total = container
+        .shell("awk '/MemTotal/ {print $2}' /proc/meminfo")?
+        .parse::<f64>()?;
     let threads = fs::read_dir(format!("/proc/{shim}/task"))?.count();
 
     print_figure("memory.host_overhead", kib_to_mb(beyond), "MB");
@@ -58,10 +64,15 @@ fn kib_to_mb(kib: u64) -> f64 {
 /// Kernel memory charged to the shim's own cgroup: page tables, KVM's and the shim's, and slabs.
 fn kernel_bytes(shim: i32) -> Result<f64> {
     let cgroup = fs::read_to_string(format!("/proc/{shim}/cgroup"))?;
-    let path = cgroup.trim().strip_prefix("0::/").context("the shim is in no v2 cgroup")?;
+    let path = cgroup
+        .trim()
+        .strip_prefix("0::/")
+        .context("the shim is in no v2 cgroup")?;
     let stat = fs::read_to_string(Path::new("/sys/fs/cgroup").join(path).join("memory.stat"))?;
     let value = |name: &str| {
-        let line = stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+        let line = stat
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
         line.with_context(|| format!("memory.stat has no {name:?}"))
     };
     value("kernel ")
@@ -78,13 +89,24 @@ impl Mapping {
     fn parse(smaps: &str) -> Vec<Self> {
         let mut mappings: Vec<Self> = Vec::new();
         for line in smaps.lines() {
-            let Some((name, value)) = line.split_once(':') else { continue };
-            let kib = value.trim().strip_suffix(" kB").and_then(|n| n.trim().parse().ok());
+            let Some((name, value)) = line.split_once(':') else {
+                continue;
+            };
+            let kib = value
+                .trim()
+                .strip_suffix(" kB")
+                .and_then(|n| n.trim().parse().ok());
             let Some(kib) = kib else { continue };
             if name == "Size" {
-                mappings.push(Self { size_kib: kib, pss_kib: 0, anonymous_kib: 0 });
+                mappings.push(Self {
+                    size_kib: kib,
+                    pss_kib: 0,
+                    anonymous_kib: 0,
+                });
             }
-            let Some(mapping) = mappings.last_mut() else { continue };
+            let Some(mapping) = mappings.last_mut() else {
+                continue;
+            };
             match name {
                 "Pss" => mapping.pss_kib = kib,
                 "Anonymous" => mapping.anonymous_kib = kib,

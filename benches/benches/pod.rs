@@ -25,7 +25,10 @@ struct Life {
 }
 
 fn main() -> Result<()> {
-    let pairs = std::env::args().filter_map(|word| word.parse().ok()).next().unwrap_or(PAIRS);
+    let pairs = std::env::args()
+        .filter_map(|word| word.parse().ok())
+        .next()
+        .unwrap_or(PAIRS);
     let cri = Cri::connect()?;
     for handler in [Handler::Podvisor, Handler::Runc] {
         live(&cri, handler).with_context(|| format!("warm-up with {handler:?}"))?;
@@ -56,7 +59,15 @@ fn live(cri: &Cri, handler: Handler) -> Result<Life> {
     };
     let (stop, ()) = timed(|| pod.stop())?;
     let (remove, ()) = timed(|| pod.remove())?;
-    Ok(Life { run, create, start, exec, stop, remove, timeline })
+    Ok(Life {
+        run,
+        create,
+        start,
+        exec,
+        stop,
+        remove,
+        timeline,
+    })
 }
 
 fn timed<T>(action: impl FnOnce() -> Result<T>) -> Result<(Duration, T)> {
@@ -70,9 +81,15 @@ fn read_timeline(path: &std::path::Path) -> Result<Vec<(String, f64)>> {
     let phases: serde_json::Value = serde_json::from_slice(&text)?;
     let phases = phases.as_array().context("timeline.json is no list")?;
     let phase = |entry: &serde_json::Value| {
-        Some((entry.get("phase")?.as_str()?.to_owned(), entry.get("us")?.as_f64()?))
+        Some((
+            entry.get("phase")?.as_str()?.to_owned(),
+            entry.get("us")?.as_f64()?,
+        ))
     };
-    phases.iter().map(|entry| phase(entry).context("a phase lacks its name or time")).collect()
+    phases
+        .iter()
+        .map(|entry| phase(entry).context("a phase lacks its name or time"))
+        .collect()
 }
 
 fn report(lives: &[(Life, Life)]) -> Result<()> {
@@ -88,23 +105,39 @@ fn report(lives: &[(Life, Life)]) -> Result<()> {
     ];
     for (name, step) in steps {
         let milliseconds = |of: fn(&(Life, Life)) -> &Life| -> Vec<f64> {
-            lives.iter().map(|pair| step(of(pair)).as_secs_f64() * 1e3).collect()
+            lives
+                .iter()
+                .map(|pair| step(of(pair)).as_secs_f64() * 1e3)
+                .collect()
         };
         let (ours, runcs) = (milliseconds(|pair| &pair.0), milliseconds(|pair| &pair.1));
         let ratios: Vec<f64> = ours.iter().zip(&runcs).map(|(a, b)| a / b).collect();
         let few = "too few pairs for an interval";
-        print_figure(&format!("pod.{name}"), Median::of(&ours).context(few)?.value, "ms");
-        print_figure(&format!("pod.{name}_runc"), Median::of(&runcs).context(few)?.value, "ms");
+        print_figure(
+            &format!("pod.{name}"),
+            Median::of(&ours).context(few)?.value,
+            "ms",
+        );
+        print_figure(
+            &format!("pod.{name}_runc"),
+            Median::of(&runcs).context(few)?.value,
+            "ms",
+        );
         let ratio = Median::of(&ratios).context(few)?;
         print_figure(&format!("pod.{name}_ratio"), ratio.value, "ratio");
         print_figure(&format!("pod.{name}_ratio_low"), ratio.low, "ratio");
         print_figure(&format!("pod.{name}_ratio_high"), ratio.high, "ratio");
     }
     let timelines: Vec<_> = lives.iter().map(|(ours, _)| &ours.timeline).collect();
-    for (figure, phase) in [("pod.create_to_ready", "agent ready"), ("pod.create_to_start", "started")] {
+    for (figure, phase) in [
+        ("pod.create_to_ready", "agent ready"),
+        ("pod.create_to_start", "started"),
+    ] {
         let times = timelines.iter().map(|timeline| {
             let entry = timeline.iter().find(|(name, _)| name == phase);
-            entry.map(|(_, us)| us / 1e3).with_context(|| format!("no phase {phase:?}"))
+            entry
+                .map(|(_, us)| us / 1e3)
+                .with_context(|| format!("no phase {phase:?}"))
         });
         let times: Vec<f64> = times.collect::<Result<_>>()?;
         let median = Median::of(&times).context("too few pairs for an interval")?;

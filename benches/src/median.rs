@@ -55,7 +55,14 @@ mod tests {
     fn fifteen_values_are_bounded_by_the_fourth_from_either_end() {
         let sample: Vec<f64> = (1..=15).rev().map(f64::from).collect();
         let median = Median::of(&sample);
-        assert_eq!(median, Some(Median { value: 8.0, low: 4.0, high: 12.0 }));
+        assert_eq!(
+            median,
+            Some(Median {
+                value: 8.0,
+                low: 4.0,
+                high: 12.0
+            })
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod container;
 pub mod cri;
+pub mod initial_image;
 pub mod log_file;
 pub mod node;
 pub mod pod;
@@ -14,4 +15,5 @@ pub mod wait;
 
 pub use container::{Container, ContainerBuilder, ExecOutput};
 pub use cri::Cri;
+pub use initial_image::InitialImage;
 pub use pod::{Handler, Pod, PodBuilder};

@@ -170,7 +170,7 @@ impl KernelArgs {
     }
 }
 
-const _: () = assert!(KernelArgs::MAX_LEN as u64 + 1 <= arch::layout::COMMAND_LINE.len);
+const _: () = assert!((KernelArgs::MAX_LEN as u64) < arch::layout::COMMAND_LINE.len);
 
 #[cfg(test)]
 mod tests {

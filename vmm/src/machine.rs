@@ -238,6 +238,7 @@ impl Parts {
             buses: self.buses,
             threads: Arc::clone(&self.threads),
             events: self.events,
+            timeline: Arc::clone(&self.timeline),
             console: Arc::clone(self.platform.console()),
         };
         // From here on the machine's drop ends what has been started.

@@ -1,8 +1,9 @@
 //! The smallest VMM on podvisor-vmm: boots a kernel and reports when the guest's init wrote its
 //! first byte to the serial port. Benchmarks start it, as they would start any VMM.
 //!
-//! Prints one `NAME VALUE` per line: `byte_ns` is when the byte arrived on `CLOCK_MONOTONIC`,
-//! `phase.X` the microseconds from the start of `Vm::start` to the end of phase X.
+//! Prints one `NAME VALUE` per line: `start_ns` and `byte_ns` are the times on `CLOCK_MONOTONIC`
+//! of the call of `Vm::start` and of the byte's arrival, `phase.X` the microseconds from that call
+//! to the end of phase X, `exits` and `exits_user` how often the processors left the guest.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -51,7 +52,6 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    let started_ns = monotonic_ns();
     let (report, reports) = mpsc::channel();
     let Options {
         mut config,
@@ -64,8 +64,8 @@ fn run() -> Result<(), Box<dyn Error>> {
         let VmEvent::Ended(reason) = event;
         send(&report, Report::Ended(reason));
     });
+    println!("start_ns {}", monotonic_ns());
     let vm = Vm::start(config, events)?;
-    println!("started_ns {started_ns}");
     wait(&vm, &reports, until_end)
 }
 

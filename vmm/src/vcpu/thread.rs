@@ -14,6 +14,7 @@ use super::control::Control;
 use crate::confine::{self, ThreadKind};
 use crate::event::{EndReason, EventSink, VmEvent};
 use crate::exit::{Buses, Exit, Next, dispatch};
+use crate::timeline::Timeline;
 
 /// What a processor's thread works with.
 pub(crate) struct VcpuContext {
@@ -21,6 +22,7 @@ pub(crate) struct VcpuContext {
     pub(crate) buses: Arc<Buses>,
     pub(crate) threads: Arc<VcpuThreads>,
     pub(crate) events: Arc<EventSink>,
+    pub(crate) timeline: Arc<Timeline>,
     /// Its last output tells a panic from a reset.
     pub(crate) console: Arc<ConsoleLog>,
 }
@@ -127,11 +129,15 @@ fn run_thread(context: &VcpuContext, index: usize) {
 /// Runs the processor until the machine ends. `Some` when it is this processor that ends it.
 fn run_vcpu(context: &VcpuContext, index: usize) -> Option<EndReason> {
     let cell = context.threads.cells.get(index)?;
+    let mut is_first_entry = index == 0;
     while context.control.park() {
         // In this order: a kick that comes in between sets the flag again.
         cell.set_immediate_exit(false);
         if context.control.wants_attention() {
             continue;
+        }
+        if std::mem::take(&mut is_first_entry) {
+            context.timeline.done("first_entry");
         }
         if let Next::End(reason) = run_until_attention(context, cell) {
             return Some(reason);

@@ -29,12 +29,14 @@ const ECX_PDCM: u32 = 1 << 15;
 const ECX_X2APIC: u32 = 1 << 21;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
+const EDX_MTRR: u32 = 1 << 12;
 const EDX_HTT: u32 = 1 << 28;
 
 // Leaf 0x8000_0001.
 const AMD_ECX_CMP_LEGACY: u32 = 1 << 1;
 const AMD_ECX_SVM: u32 = 1 << 2;
 const AMD_ECX_PERF_CORE: u32 = 1 << 23;
+const AMD_EDX_MTRR: u32 = 1 << 12;
 
 /// Levels of the topology leaves.
 const LEVEL_SMT: u32 = 1;
@@ -111,7 +113,9 @@ fn is_own(leaf: u32) -> bool {
     matches!(leaf, LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2)
 }
 
-/// Takes away nested virtualization and performance counters: they widen what a guest reaches.
+/// Takes away nested virtualization and performance counters, which widen what a guest reaches,
+/// and memory type ranges: with nested paging they have no effect, their setup takes 130 exits,
+/// and Linux sets page attributes without them.
 fn restrict(entry: &mut kvm_cpuid_entry2, has_deadline: bool) {
     match entry.function {
         LEAF_FEATURES => {
@@ -121,9 +125,11 @@ fn restrict(entry: &mut kvm_cpuid_entry2, has_deadline: bool) {
                 // KVM leaves the bit out since it depends on the in-kernel APIC, which we use.
                 entry.ecx |= ECX_TSC_DEADLINE;
             }
+            entry.edx &= !EDX_MTRR;
         }
         LEAF_AMD_FEATURES => {
             entry.ecx &= !(AMD_ECX_SVM | AMD_ECX_PERF_CORE);
+            entry.edx &= !AMD_EDX_MTRR;
         }
         LEAF_PERFORMANCE | LEAF_AMD_SVM | LEAF_AMD_PERFORMANCE => {
             (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);

@@ -11,28 +11,18 @@ const MISC_ENABLE: u32 = 0x1a0;
 /// Fast strings; Linux leaves string instructions unused without.
 const MISC_ENABLE_FAST_STRING: u64 = 1 << 0;
 
-/// `IA32_MTRR_DEF_TYPE` (Intel SDM vol. 3, 12.11.2.1).
-const MTRR_DEF_TYPE: u32 = 0x2ff;
-/// Enabled, write-back by default: devices get their attributes from page tables. Older kernels
-/// do without page attributes when MTRRs are off.
-const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
-
 /// Sets the registers that differ from KVM's reset state. KVM knows `IA32_MISC_ENABLE` for all
 /// vendors.
 ///
 /// # Errors
 /// What KVM says.
 pub fn set_boot_msrs(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
-    let entry = |index, data| kvm_msr_entry {
-        index,
-        data,
+    let fast_strings = kvm_msr_entry {
+        index: MISC_ENABLE,
+        data: MISC_ENABLE_FAST_STRING,
         ..Default::default()
     };
-    let entries = [
-        entry(MISC_ENABLE, MISC_ENABLE_FAST_STRING),
-        entry(MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK),
-    ];
-    set(vcpu, &entries)
+    set(vcpu, &[fast_strings])
 }
 
 /// Writes `entries`, in order, in as many calls as KVM needs.

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use podvisor_tests::{node, wait};
+use podvisor_tests::{InitialImage, node, wait};
 use podvisor_vmm::{
     Console, DeviceSlot, EndReason, EventSink, KernelArgs, MemorySize, Vcpus, Vm, VmConfig,
     VmEvent, VmHandle,
@@ -154,48 +154,14 @@ fn events() -> (EventSink, Receiver<VmEvent>) {
     (sink, events)
 }
 
-/// An archive in cpio's "new ASCII" format (Documentation/driver-api/early-userspace).
 fn initial_image(script: &str) -> Result<Vec<u8>> {
-    const FOLDER: u32 = 0o040_755;
-    const PROGRAM: u32 = 0o100_755;
     let busybox = fs::read(BUSYBOX).with_context(|| format!("cannot read {BUSYBOX}"))?;
     let init = format!("{PROLOGUE}{script}\n");
-    let mut image = Vec::new();
-    for folder in ["bin", "dev", "proc", "sys"] {
-        append(&mut image, folder, FOLDER, &[]);
-    }
-    append(&mut image, "bin/busybox", PROGRAM, &busybox);
-    append(&mut image, "init", PROGRAM, init.as_bytes());
-    append(&mut image, "TRAILER!!!", 0, &[]);
-    Ok(image)
-}
-
-fn append(image: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
-    // Inode, mode, owner, group, links, time, size, device, special device, name, checksum.
-    let fields = [
-        0,
-        mode as usize,
-        0,
-        0,
-        1,
-        0,
-        content.len(),
-        0,
-        0,
-        0,
-        0,
-        name.len() + 1,
-        0,
-    ];
-    image.extend(b"070701");
-    image.extend(
-        fields
-            .iter()
-            .flat_map(|field| format!("{field:08x}").into_bytes()),
-    );
-    image.extend(name.as_bytes());
-    image.push(0);
-    image.resize(image.len().next_multiple_of(4), 0);
-    image.extend(content);
-    image.resize(image.len().next_multiple_of(4), 0);
+    let image = ["bin", "dev", "proc", "sys"]
+        .into_iter()
+        .fold(InitialImage::new(), InitialImage::folder);
+    Ok(image
+        .program("bin/busybox", &busybox)
+        .program("init", init.as_bytes())
+        .finish())
 }
