@@ -180,6 +180,8 @@ impl<'p, 'c> ContainerBuilder<'p, 'c> {
     /// # Errors
     /// What containerd answered.
     pub fn create(self) -> Result<Container<'p, 'c>> {
+        let image = self.config.image.as_ref().map(|image| image.image.as_str());
+        self.pod.cri.ensure_image(image.unwrap_or_default())?;
         let log_path = self.config.log_path.clone();
         let request = CreateContainerRequest {
             pod_sandbox_id: self.pod.id.clone(),

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use hyper_util::rt::TokioIo;
+use podvisor_proto::cri::v1::image_service_client::ImageServiceClient;
 use podvisor_proto::cri::v1::runtime_service_client::RuntimeServiceClient;
+use podvisor_proto::cri::v1::{ImageSpec, ImageStatusRequest, PullImageRequest};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::{Channel, Endpoint};
@@ -22,6 +24,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(240);
 pub struct Cri {
     runtime: Runtime,
     client: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
 }
 
 impl Cri {
@@ -42,8 +45,46 @@ impl Cri {
                 },
             ))
         });
-        let client = RuntimeServiceClient::new(channel).max_decoding_message_size(64 << 20);
-        Ok(Self { runtime, client })
+        let client = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+        let images = ImageServiceClient::new(channel);
+        Ok(Self {
+            runtime,
+            client,
+            images,
+        })
+    }
+
+    /// Makes sure that the node has an image.
+    ///
+    /// # Errors
+    /// What containerd answered when it was asked to pull it.
+    pub fn ensure_image(&self, name: &str) -> Result<()> {
+        let image = Some(ImageSpec {
+            image: name.into(),
+            ..ImageSpec::default()
+        });
+        let request = ImageStatusRequest {
+            image: image.clone(),
+            verbose: false,
+        };
+        let mut images = self.images.clone();
+        self.runtime.block_on(async {
+            if images
+                .image_status(request)
+                .await?
+                .into_inner()
+                .image
+                .is_some()
+            {
+                return Ok(());
+            }
+            let request = PullImageRequest {
+                image,
+                ..PullImageRequest::default()
+            };
+            let pulled = images.pull_image(request).await;
+            pulled.map(drop).with_context(|| format!("pull {name}"))
+        })
     }
 
     /// Makes one call and waits for its answer.

@@ -80,7 +80,7 @@ fn broken_installation(cri: &Cri) -> Result<()> {
             ["corrupt-kernel", "kernel"],
         ),
         (
-            format!("initrd = {silent:?}\nboot_timeout_s = 8"),
+            format!("initrd = {silent:?}\nboot_timeout = \"8s\""),
             ["8 s", "guest is silent"],
         ),
     ] {
