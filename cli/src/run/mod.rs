@@ -74,27 +74,30 @@ pub async fn run(options: &RunOptions) -> Result<i32> {
         metadata.namespace(),
         metadata.name
     ));
-    let result = bring_up(&mut pod, &class, options, &narrator).await;
-    let result = match result {
-        Ok(()) => run_containers(&pod, &narrator, tour.as_mut()).await,
+    let mut signals = StopSignals::listen()?;
+    let made = bring_up(&mut pod, &class, options, &narrator);
+    let result = match signals.note_during(made, &narrator).await {
+        Ok(None) => run_containers(&pod, &mut signals, &narrator, tour.as_mut()).await,
+        Ok(Some(number)) => Ok(128 + number),
         Err(error) => Err(error),
     };
     let torn_down = tear_down(&pod, options.remove || result.is_err(), &narrator).await;
-    let code = match (result, torn_down) {
-        (Ok(code), torn_down) => torn_down.map(|()| code),
-        (Err(error), torn_down) => {
-            if let Err(second) = torn_down {
-                narrator.warn(&format!("then, while cleaning up: {second:#}"));
-            }
-            Err(error)
-        }
-    }?;
+    let code = first_failure(result, torn_down, &narrator)?;
     if let Some(tour) = &tour
         && options.remove
     {
         tour.end(&narrator).await?;
     }
     Ok(code)
+}
+
+/// The result, unless cleaning up failed; of two failures the first is the one to act on.
+fn first_failure(result: Result<i32>, cleanup: Result<()>, narrator: &Narrator) -> Result<i32> {
+    if let (Err(_), Err(second)) = (&result, &cleanup) {
+        narrator.warn(&format!("then, while cleaning up: {second:#}"));
+    }
+    let code = result?;
+    cleanup.map(|()| code)
 }
 
 fn read(manifest: &Path) -> Result<String> {
@@ -124,12 +127,12 @@ async fn bring_up(
 /// Runs the containers until all have ended or a signal asks to stop.
 async fn run_containers(
     pod: &Pod<'_>,
+    signals: &mut StopSignals,
     narrator: &Narrator,
     tour: Option<&mut Tour>,
 ) -> Result<i32> {
     let stopping = Cell::new(false);
     let containers = Containers::new(pod, narrator, &stopping);
-    let mut signals = StopSignals::listen()?;
     let work = async {
         if let Some(failed) = containers.run_init().await? {
             return Ok(failed.exit_code);

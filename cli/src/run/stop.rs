@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::pin::pin;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::narrator::Narrator;
@@ -25,6 +25,25 @@ impl StopSignals {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
         })
+    }
+
+    /// Does `work` to its end, so that what it makes is known and can be removed; answers the number
+    /// of a signal that came meanwhile. A second signal gives the work up.
+    pub async fn note_during(
+        &mut self,
+        work: impl Future<Output = Result<()>>,
+        narrator: &Narrator,
+    ) -> Result<Option<i32>> {
+        let mut work = pin!(work);
+        let number = tokio::select! {
+            result = &mut work => return result.map(|()| None),
+            number = self.next() => number,
+        };
+        narrator.tell("stopping when the sandbox is ready; another signal gives it up");
+        tokio::select! {
+            result = &mut work => result.map(|()| Some(number)),
+            _ = self.next() => bail!("given up while the sandbox was starting"),
+        }
     }
 
     /// Does `work`; on a signal sets `stopping`, stops the pod's containers, and answers 128 and the
