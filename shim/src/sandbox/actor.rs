@@ -339,8 +339,8 @@ impl Actor {
                 tokio::spawn(work::container(hands, *plan, reply, self.outbox.clone()));
             }
             None => {
-                let created = self.created(&id, crate::io::Streams::default(), Vec::new());
-                self.settle_creation(&id, Ok(created), reply);
+                self.created(&id, crate::io::Streams::default(), Vec::new());
+                self.settle_creation(&id, Ok(()), reply);
             }
         }
     }

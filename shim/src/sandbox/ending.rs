@@ -87,15 +87,13 @@ impl Actor {
                 };
                 self.apply(&id, ProcessEvent::Ended(exit));
             }
-            Some(Kind::OutOfMemory(oom)) => {
-                if self.tasks.task(&oom.container_id).is_ok() {
-                    let event = TaskOom {
-                        container_id: oom.container_id,
-                    };
-                    self.settings.publisher.publish(&Event::Oom(event));
-                }
+            Some(Kind::OutOfMemory(oom)) if self.tasks.task(&oom.container_id).is_ok() => {
+                let event = TaskOom {
+                    container_id: oom.container_id,
+                };
+                self.settings.publisher.publish(&Event::Oom(event));
             }
-            None => {}
+            Some(Kind::OutOfMemory(_)) | None => {}
         }
     }
 

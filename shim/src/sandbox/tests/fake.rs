@@ -1,0 +1,344 @@
+//! A guest without a machine: its agent answers from a table, over streams in memory.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use podvisor_devices::fs::{ExportError, ExportOptions};
+use podvisor_proto::agent::v1::*;
+use podvisor_proto::agent::{AGENT_PORT, PROTOCOL_VERSION, READY_PORT};
+use podvisor_proto::ttrpc::{Server, Status};
+use podvisor_vmm::{EndReason, Phase};
+use prost::Message;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{Notify, watch};
+
+use crate::guest::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
+use crate::host::{HostError, HostOps, NetworkRequest, Nic, RootfsRequest};
+
+/// What a test can see and steer.
+#[derive(Default)]
+pub struct Guest {
+    pub state: Mutex<State>,
+    changed: Notify,
+    end: Mutex<Option<watch::Sender<Option<EndReason>>>>,
+}
+
+#[derive(Default)]
+pub struct State {
+    /// (container, exec) of all processes.
+    pub processes: BTreeSet<(String, String)>,
+    pub exports: BTreeSet<String>,
+    pub mounted: BTreeSet<String>,
+    pub redirected: bool,
+    pub events: Vec<Event>,
+    /// The agent never answers to signals.
+    pub deaf: bool,
+    /// The agent refuses to make containers.
+    pub refuses: bool,
+    /// The agent never becomes ready.
+    pub silent: bool,
+}
+
+impl Guest {
+    pub fn end(&self, reason: EndReason) {
+        if let Some(end) = &*self.end.lock().unwrap() {
+            end.send_if_modified(|ended| {
+                let first = ended.is_none();
+                ended.get_or_insert(reason);
+                first
+            });
+        }
+    }
+
+    pub fn exit(&self, container: &str, exec: &str, exit_status: u32) {
+        let mut state = self.state.lock().unwrap();
+        let sequence = state.events.len() as u64 + 1;
+        let exited = ProcessExited {
+            container_id: container.to_owned(),
+            exec_id: exec.to_owned(),
+            exit_status,
+            ..ProcessExited::default()
+        };
+        let kind = Some(event::Kind::Exited(exited));
+        state.events.push(Event { sequence, kind });
+        drop(state);
+        self.changed.notify_waiters();
+    }
+}
+
+pub struct FakeLauncher(pub Arc<Guest>);
+
+impl Launcher for FakeLauncher {
+    fn launch(&self, _plan: MachinePlan) -> Result<Launched, LaunchError> {
+        let (end, ended) = watch::channel(None);
+        *self.0.end.lock().unwrap() = Some(end);
+        Ok(Launched {
+            machine: Arc::new(FakeMachine(Arc::clone(&self.0))),
+            ended,
+        })
+    }
+}
+
+struct FakeMachine(Arc<Guest>);
+
+impl Machine for FakeMachine {
+    fn stop(&self) {
+        self.0.end(EndReason::Killed);
+    }
+
+    fn console_tail(&self) -> Vec<u8> {
+        b"the last line of the console\r\n".to_vec()
+    }
+
+    fn timeline(&self) -> Vec<Phase> {
+        Vec::new()
+    }
+
+    fn connect(&self, port: u32) -> Connecting {
+        let guest = Arc::clone(&self.0);
+        Box::pin(async move {
+            let (ours, theirs) = tokio::io::duplex(1 << 16);
+            if port == AGENT_PORT {
+                let agent = Arc::new(FakeAgent(guest));
+                let server = Server::new().with_service(AgentServer::new(agent));
+                tokio::spawn(async move { server.serve(theirs).await });
+            }
+            Ok(Box::new(ours) as Stream)
+        })
+    }
+
+    fn accept_ready(&self) -> Connecting {
+        assert_ne!(READY_PORT, AGENT_PORT);
+        let silent = self.0.state.lock().unwrap().silent;
+        Box::pin(async move {
+            if silent {
+                return std::future::pending().await;
+            }
+            let (mut theirs, ours) = tokio::io::duplex(1 << 12);
+            let ready = Ready {
+                protocol_version: PROTOCOL_VERSION,
+                ..Ready::default()
+            };
+            theirs
+                .write_all(&ready.encode_length_delimited_to_vec())
+                .await?;
+            Ok(Box::new(ours) as Stream)
+        })
+    }
+
+    fn add_export(&self, name: &str, _: OwnedFd, _: ExportOptions) -> Result<(), ExportError> {
+        let new = self.0.state.lock().unwrap().exports.insert(name.to_owned());
+        if new {
+            Ok(())
+        } else {
+            Err(ExportError::Exists(name.to_owned()))
+        }
+    }
+
+    fn remove_export(&self, name: &str) -> Result<(), ExportError> {
+        let there = self.0.state.lock().unwrap().exports.remove(name);
+        if there {
+            Ok(())
+        } else {
+            Err(ExportError::Missing(name.to_owned()))
+        }
+    }
+}
+
+struct FakeAgent(Arc<Guest>);
+
+impl FakeAgent {
+    fn known(&self, container: &str, exec: &str) -> Result<(), Status> {
+        let key = (container.to_owned(), exec.to_owned());
+        let known = self.0.state.lock().unwrap().processes.contains(&key);
+        if known {
+            Ok(())
+        } else {
+            Err(Status::not_found("no such process"))
+        }
+    }
+
+    fn add(&self, container: &str, exec: &str) {
+        let key = (container.to_owned(), exec.to_owned());
+        self.0.state.lock().unwrap().processes.insert(key);
+    }
+}
+
+impl Agent for FakeAgent {
+    async fn configure_sandbox(
+        &self,
+        _: ConfigureSandboxRequest,
+    ) -> Result<ConfigureSandboxResponse, Status> {
+        Ok(ConfigureSandboxResponse {})
+    }
+    async fn configure_network(
+        &self,
+        _: ConfigureNetworkRequest,
+    ) -> Result<ConfigureNetworkResponse, Status> {
+        Ok(ConfigureNetworkResponse {})
+    }
+    async fn set_clock(&self, _: SetClockRequest) -> Result<SetClockResponse, Status> {
+        Ok(SetClockResponse {})
+    }
+    async fn apply_volume(&self, _: ApplyVolumeRequest) -> Result<ApplyVolumeResponse, Status> {
+        Ok(ApplyVolumeResponse {})
+    }
+    async fn remove_volume(&self, _: RemoveVolumeRequest) -> Result<RemoveVolumeResponse, Status> {
+        Ok(RemoveVolumeResponse {})
+    }
+    async fn create_container(
+        &self,
+        request: CreateContainerRequest,
+    ) -> Result<CreateContainerResponse, Status> {
+        if self.0.state.lock().unwrap().refuses {
+            return Err(Status::invalid_argument("process.user: no such user"));
+        }
+        self.add(&request.container_id, "");
+        Ok(CreateContainerResponse {
+            pid: 2,
+            ..CreateContainerResponse::default()
+        })
+    }
+    async fn create_exec(&self, request: CreateExecRequest) -> Result<CreateExecResponse, Status> {
+        self.known(&request.container_id, "")?;
+        self.add(&request.container_id, &request.exec_id);
+        Ok(CreateExecResponse::default())
+    }
+    async fn start_process(
+        &self,
+        request: StartProcessRequest,
+    ) -> Result<StartProcessResponse, Status> {
+        self.known(&request.container_id, &request.exec_id)?;
+        if request.exec_id == "missing" {
+            return Err(Status::not_found(
+                "exec: \"x\": executable file not found in $PATH",
+            ));
+        }
+        Ok(StartProcessResponse { pid: 2 })
+    }
+    async fn signal_process(
+        &self,
+        request: SignalProcessRequest,
+    ) -> Result<SignalProcessResponse, Status> {
+        if self.0.state.lock().unwrap().deaf {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+        }
+        self.known(&request.container_id, &request.exec_id)?;
+        self.0.exit(
+            &request.container_id,
+            &request.exec_id,
+            128 + request.signal,
+        );
+        Ok(SignalProcessResponse {})
+    }
+    async fn resize_terminal(
+        &self,
+        _: ResizeTerminalRequest,
+    ) -> Result<ResizeTerminalResponse, Status> {
+        Ok(ResizeTerminalResponse {})
+    }
+    async fn delete_process(
+        &self,
+        request: DeleteProcessRequest,
+    ) -> Result<DeleteProcessResponse, Status> {
+        self.known(&request.container_id, &request.exec_id)?;
+        let key = (request.container_id, request.exec_id);
+        self.0.state.lock().unwrap().processes.remove(&key);
+        Ok(DeleteProcessResponse {})
+    }
+    async fn list_processes(
+        &self,
+        _: ListProcessesRequest,
+    ) -> Result<ListProcessesResponse, Status> {
+        Ok(ListProcessesResponse { pids: vec![7] })
+    }
+    async fn update_container(
+        &self,
+        _: UpdateContainerRequest,
+    ) -> Result<UpdateContainerResponse, Status> {
+        Ok(UpdateContainerResponse {})
+    }
+    async fn pause_container(
+        &self,
+        _: PauseContainerRequest,
+    ) -> Result<PauseContainerResponse, Status> {
+        Ok(PauseContainerResponse {})
+    }
+    async fn resume_container(
+        &self,
+        _: ResumeContainerRequest,
+    ) -> Result<ResumeContainerResponse, Status> {
+        Ok(ResumeContainerResponse {})
+    }
+    async fn container_stats(
+        &self,
+        _: ContainerStatsRequest,
+    ) -> Result<ContainerStatsResponse, Status> {
+        Ok(ContainerStatsResponse { metrics: vec![1] })
+    }
+    async fn sandbox_stats(&self, _: SandboxStatsRequest) -> Result<SandboxStatsResponse, Status> {
+        Ok(SandboxStatsResponse::default())
+    }
+    async fn next_events(&self, request: NextEventsRequest) -> Result<NextEventsResponse, Status> {
+        loop {
+            let changed = self.0.changed.notified();
+            let events: Vec<Event> = {
+                let state = self.0.state.lock().unwrap();
+                state
+                    .events
+                    .iter()
+                    .filter(|event| event.sequence > request.after)
+                    .cloned()
+                    .collect()
+            };
+            if !events.is_empty() {
+                return Ok(NextEventsResponse { events });
+            }
+            changed.await;
+        }
+    }
+    async fn shutdown(&self, _: ShutdownRequest) -> Result<ShutdownResponse, Status> {
+        self.0.end(EndReason::Shutdown);
+        Ok(ShutdownResponse {})
+    }
+}
+
+pub struct FakeHost(pub Arc<Guest>);
+
+impl HostOps for FakeHost {
+    fn open_taps(&self, _: &NetworkRequest) -> Result<Vec<Nic>, HostError> {
+        Ok(Vec::new())
+    }
+    fn redirect(&self, _: &NetworkRequest) -> Result<NetworkConfig, HostError> {
+        self.0.state.lock().unwrap().redirected = true;
+        Ok(NetworkConfig::default())
+    }
+    fn release_network(&self, _: &NetworkRequest) -> Result<(), HostError> {
+        self.0.state.lock().unwrap().redirected = false;
+        Ok(())
+    }
+    fn mount_rootfs(&self, request: &RootfsRequest) -> Result<(), HostError> {
+        let target = request.target.display().to_string();
+        self.0.state.lock().unwrap().mounted.insert(target);
+        Ok(())
+    }
+    fn unmount(&self, target: &Path) -> Result<(), HostError> {
+        self.0
+            .state
+            .lock()
+            .unwrap()
+            .mounted
+            .remove(&target.display().to_string());
+        Ok(())
+    }
+    fn open_path(&self, _: &Path) -> Result<OwnedFd, HostError> {
+        let opened = std::fs::File::open("/")
+            .map_err(|e| io::Error::other(e))
+            .unwrap();
+        Ok(opened.into())
+    }
+}
