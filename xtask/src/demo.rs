@@ -8,6 +8,8 @@ use crate::kernel::KernelArgs;
 use crate::node::{self, Containerd, NodeOptions, Share};
 use crate::{dist, packages, process, workspace};
 
+/// The arguments of `podvisor` before the manifest: the tour shows the VM from its boot to what it leaves behind.
+const RUN: [&str; 3] = ["run", "--rm", "--tour"];
 /// The demo's pod, below the repository.
 const EXAMPLES: &str = "runtimeclass/examples";
 const MANIFEST: &str = "hello.yaml";
@@ -39,8 +41,7 @@ pub fn main(args: &DemoArgs) -> Result<ExitCode> {
         let podvisor = release.join("podvisor");
         process::check(Command::new(&podvisor).arg("check"))?;
         let manifest = workspace::root().join(EXAMPLES).join(MANIFEST);
-        let status =
-            process::passthrough(Command::new(podvisor).args(["run", "--rm", "--tour"]).arg(manifest))?;
+        let status = process::passthrough(Command::new(podvisor).args(RUN).arg(manifest))?;
         return Ok(if status.success() {
             ExitCode::SUCCESS
         } else {
@@ -52,6 +53,8 @@ pub fn main(args: &DemoArgs) -> Result<ExitCode> {
         folder: workspace::root().join(EXAMPLES),
         path: "/examples".into(),
     });
-    let command = ["podvisor", "run", "--rm", "--tour", &format!("/examples/{MANIFEST}")].map(str::to_owned);
+    let mut command = vec!["podvisor".to_owned()];
+    command.extend(RUN.map(str::to_owned));
+    command.push(format!("/examples/{MANIFEST}"));
     Ok(node::run(&options, &command)?.into())
 }
