@@ -4,11 +4,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use podvisor_proto::cri::v1::security_profile::ProfileType;
 use podvisor_proto::cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStats, ContainerStatsRequest,
     ContainerStatus, ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ImageSpec,
     Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, Mount,
     RemoveContainerRequest, StartContainerRequest, StopContainerRequest,
+};
+use podvisor_proto::cri::v1::{
+    LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, SecurityProfile,
 };
 
 use crate::log_file::ContainerLog;
@@ -40,11 +44,11 @@ impl<'p, 'c> ContainerBuilder<'p, 'c> {
             log_path: format!("{name}.log"),
             ..ContainerConfig::default()
         };
-        Self {
-            pod,
-            config,
-            linux: LinuxContainerConfig::default(),
-        }
+        let linux = LinuxContainerConfig {
+            security_context: Some(default_security_context()),
+            ..LinuxContainerConfig::default()
+        };
+        Self { pod, config, linux }
     }
 
     /// The image, in place of busybox.
@@ -144,13 +148,14 @@ impl<'p, 'c> ContainerBuilder<'p, 'c> {
         self
     }
 
-    /// Everything of the guest.
+    /// Everything of the guest, in a pod that allows it.
     #[must_use]
     pub fn privileged(mut self) -> Self {
-        self.linux
-            .security_context
-            .get_or_insert_default()
-            .privileged = true;
+        let context = self.linux.security_context.get_or_insert_default();
+        context.privileged = true;
+        context.seccomp = None;
+        context.masked_paths.clear();
+        context.readonly_paths.clear();
         self
     }
 
@@ -199,6 +204,37 @@ impl<'p, 'c> ContainerBuilder<'p, 'c> {
             id: answer.container_id,
             log_path,
         })
+    }
+}
+
+/// What the kubelet asks for unless a pod says otherwise: own processes, the runtime's seccomp
+/// profile, and nothing of /proc and /sys that tells of the machine or changes it.
+fn default_security_context() -> LinuxContainerSecurityContext {
+    const MASKED: [&str; 4] = [
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/timer_list",
+        "/sys/firmware",
+    ];
+    const READ_ONLY: [&str; 5] = [
+        "/proc/bus",
+        "/proc/fs",
+        "/proc/irq",
+        "/proc/sys",
+        "/proc/sysrq-trigger",
+    ];
+    LinuxContainerSecurityContext {
+        namespace_options: Some(NamespaceOption {
+            pid: NamespaceMode::Container.into(),
+            ..NamespaceOption::default()
+        }),
+        seccomp: Some(SecurityProfile {
+            profile_type: ProfileType::RuntimeDefault.into(),
+            ..SecurityProfile::default()
+        }),
+        masked_paths: MASKED.map(str::to_owned).to_vec(),
+        readonly_paths: READ_ONLY.map(str::to_owned).to_vec(),
+        ..LinuxContainerSecurityContext::default()
     }
 }
 

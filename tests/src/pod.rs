@@ -109,15 +109,23 @@ impl<'c> PodBuilder<'c> {
     /// Asks for the node's own network.
     #[must_use]
     pub fn host_network(mut self) -> Self {
-        let linux = self.config.linux.get_or_insert_default();
-        linux.security_context = Some(LinuxSandboxSecurityContext {
-            namespace_options: Some(NamespaceOption {
-                network: NamespaceMode::Node.into(),
-                ..NamespaceOption::default()
-            }),
-            ..LinuxSandboxSecurityContext::default()
+        self.security_context().namespace_options = Some(NamespaceOption {
+            network: NamespaceMode::Node.into(),
+            ..NamespaceOption::default()
         });
         self
+    }
+
+    /// Allows privileged containers.
+    #[must_use]
+    pub fn privileged(mut self) -> Self {
+        self.security_context().privileged = true;
+        self
+    }
+
+    fn security_context(&mut self) -> &mut LinuxSandboxSecurityContext {
+        let linux = self.config.linux.get_or_insert_default();
+        linux.security_context.get_or_insert_default()
     }
 
     /// Makes the pod's cgroup and folder and runs its sandbox.

@@ -35,7 +35,9 @@ fn killed_shim(cri: &Cri) -> Result<()> {
 }
 
 fn guest_panic(cri: &Cri) -> Result<()> {
-    let pod = PodBuilder::new(cri, Handler::Podvisor, "panic").run()?;
+    let pod = PodBuilder::new(cri, Handler::Podvisor, "panic")
+        .privileged()
+        .run()?;
     let idle = pod.container("idle").start()?;
     let trigger = pod.container("trigger").privileged().memory_mib(32);
     // Value 2 makes the kernel panic on any OOM, that of one cgroup included.
