@@ -21,7 +21,7 @@ use crate::guest::boot::BootTools;
 use crate::guest::launch::KvmLauncher;
 use crate::host::cgroup::{self, CgroupError};
 use crate::host::record::Record;
-use crate::host::{LocalHost, SetupError, private_mounts, set_oom_score};
+use crate::host::{LocalHost, SetupError, be_small, private_mounts, set_oom_score};
 use crate::pod::cgroup_path::{self, CgroupPathError};
 use crate::pod::{Bundle, BundleError};
 use crate::release::Release;
@@ -75,6 +75,7 @@ enum PlacementError {
 /// pod's creation.
 pub fn serve(arguments: &Arguments) -> Result<(), ServeError> {
     let timeline = Timeline::since_exec();
+    be_small();
     // The group of `start` ends with it.
     let _ = nix::unistd::setsid();
     let bundle = std::env::current_dir().map_err(ServeError::Inherited)?;

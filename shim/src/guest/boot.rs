@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::client::{self, AgentError};
 use super::{LaunchError, Launched, Launcher, Machine, MachinePlan};
-use crate::host::{HostError, HostOps, NetworkRequest, Nic};
+use crate::host::{HostError, HostOps, NetworkRequest, Nic, trim_heap};
 use crate::pod::network::PodNetwork;
 use crate::timeline::Timeline;
 
@@ -176,6 +176,8 @@ pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootEr
         .await
         .map_err(BootError::Configure)?;
     tools.timeline.done("pod configured");
+    // What the start took and nobody needs again: the kernel's file, netlink's answers.
+    trim_heap();
     Ok(Guest {
         machine,
         ended,

@@ -26,7 +26,7 @@ pub use namespace::NamespaceError;
 pub use rootfs::{MountError, unmount_all};
 pub use route_socket::RouteError;
 pub use scan::ScanError;
-pub use setup::{SetupError, private_mounts, set_oom_score};
+pub use setup::{SetupError, be_small, private_mounts, set_oom_score, trim_heap};
 
 /// Work that a pod needs of its host.
 pub trait HostOps: Send + Sync + 'static {

@@ -1,5 +1,6 @@
 //! What a server does to itself before it has threads.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 
@@ -43,4 +44,31 @@ pub fn set_oom_score(score: i64) -> Result<(), SetupError> {
         score.clamp(-1000, 1000).to_string(),
     )
     .map_err(SetupError::OomScore)
+}
+
+/// The server's name, for `ps` and the like.
+const PROCESS_NAME: &CStr = c"podvisor";
+/// An allocation of this size, in bytes, is mapped by itself and given back when it is freed.
+const MAP_THRESHOLD: libc::c_int = 64 << 10;
+
+/// Names this process and makes its allocator thrifty: one heap for all threads, and what is free
+/// at its end goes back to the host.
+pub fn be_small() {
+    // A name is for people only.
+    let _ = nix::sys::prctl::set_name(PROCESS_NAME);
+    for (parameter, value) in [
+        (libc::M_ARENA_MAX, 1),
+        (libc::M_MMAP_THRESHOLD, MAP_THRESHOLD),
+        (libc::M_TRIM_THRESHOLD, MAP_THRESHOLD),
+    ] {
+        // SAFETY: mallopt takes two numbers and is called before there are other threads; a
+        // parameter it does not know changes nothing.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
+/// Gives what the allocator holds and nobody uses back to the host.
+pub fn trim_heap() {
+    // SAFETY: malloc_trim may be called from any thread at any time and touches free memory only.
+    unsafe { libc::malloc_trim(0) };
 }

@@ -2,7 +2,9 @@
 //! results of work under way in the order they come, and never waits.
 
 mod actor;
+mod controls;
 mod create;
+mod creation;
 mod ending;
 mod error;
 mod mirror;

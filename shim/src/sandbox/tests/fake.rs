@@ -336,9 +336,7 @@ impl HostOps for FakeHost {
         Ok(())
     }
     fn open_path(&self, _: &Path) -> Result<OwnedFd, HostError> {
-        let opened = std::fs::File::open("/")
-            .map_err(|e| io::Error::other(e))
-            .unwrap();
+        let opened = std::fs::File::open("/").map_err(io::Error::other).unwrap();
         Ok(opened.into())
     }
 }

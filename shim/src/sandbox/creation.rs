@@ -1,0 +1,264 @@
+//! How a pod's tasks come to be: the guest is booted, containers and execs are made in it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use podvisor_proto::containerd::events::{TaskCreate, TaskExecAdded, TaskIo};
+
+use super::actor::{Actor, GuestState};
+use super::create::{ContainerPlan, ExecPlan};
+use super::error::{TaskError, chain};
+use super::plan;
+use super::process::{ProcessEvent, ProcessState};
+use super::request::{CreateRequest, ProcessId, Reply};
+use super::task::{Process, Task};
+use super::undo::{Hands, Undo};
+use super::volumes::Volumes;
+use super::work::{self, Message};
+use crate::config::Config;
+use crate::events::Event;
+use crate::guest::boot::{BootError, BootPlan, Guest, boot};
+use crate::io::{Stdio, Streams};
+use crate::pod::network::PodNetwork;
+use crate::pod::{Bundle, Role};
+
+impl Actor {
+    pub(super) fn create(&mut self, request: CreateRequest, reply: Reply<()>) {
+        if self.tasks.0.contains_key(&request.id) {
+            let _ = reply.send(Err(TaskError::Exists(format!("container {}", request.id))));
+            return;
+        }
+        if let Err((error, reply)) = self.begin_create(request, reply) {
+            let _ = reply.send(Err(error));
+        }
+    }
+
+    fn begin_create(
+        &mut self,
+        request: CreateRequest,
+        reply: Reply<()>,
+    ) -> Result<(), (TaskError, Reply<()>)> {
+        let bundle = match Bundle::load(&request.bundle) {
+            Ok(bundle) => bundle,
+            Err(error) => return Err((error.into(), reply)),
+        };
+        let role = match bundle.role() {
+            Ok(role) => role,
+            Err(error) => return Err((error.into(), reply)),
+        };
+        let is_sandbox = role == Role::Sandbox;
+        let task = Task::new(request.bundle.clone(), request.stdio.clone(), is_sandbox);
+        let id = request.id.clone();
+        let config_path = request.config_path.clone();
+        let container = |bundle, standalone| ContainerPlan {
+            id: request.id,
+            bundle,
+            rootfs: request.rootfs,
+            stdio: request.stdio,
+            standalone,
+        };
+        if let Role::Member { .. } = role {
+            match self.hands() {
+                Ok(hands) => {
+                    let plan = container(bundle, false);
+                    tokio::spawn(work::container(hands, plan, reply, self.outbox.clone()));
+                }
+                Err(error) => return Err((error, reply)),
+            }
+        } else {
+            let plan = match self.plan_boot(&id, &bundle, config_path) {
+                Ok(plan) => plan,
+                Err(error) => return Err((error, reply)),
+            };
+            let then = (!is_sandbox).then(|| Box::new(container(bundle, true)));
+            self.boot(id.clone(), plan, then, reply);
+        }
+        self.tasks.0.insert(id, task);
+        Ok(())
+    }
+
+    fn plan_boot(
+        &self,
+        id: &str,
+        bundle: &Bundle,
+        config_path: Option<PathBuf>,
+    ) -> Result<BootPlan, TaskError> {
+        if !matches!(self.guest, GuestState::None) {
+            return Err(TaskError::Exists("the pod's VM".to_owned()));
+        }
+        let placement = self
+            .settings
+            .placement
+            .as_ref()
+            .map_err(|e| TaskError::Setup(e.clone()))?;
+        let config = Config::load(config_path.as_deref())?;
+        plan::boot_plan(id, bundle, &config, placement)
+    }
+
+    fn boot(
+        &mut self,
+        id: String,
+        plan: BootPlan,
+        then: Option<Box<ContainerPlan>>,
+        reply: Reply<()>,
+    ) {
+        if let PodNetwork::Namespace(namespace) = &plan.network {
+            (self.settings.on_network)(namespace);
+            self.network = Some(namespace.clone());
+        }
+        let (tools, out) = (self.settings.tools.clone(), self.outbox.clone());
+        let booting = tokio::spawn(async move {
+            let result = boot(plan, &tools).await;
+            let _ = out.send(Message::Booted {
+                id,
+                result,
+                then,
+                reply,
+            });
+        });
+        self.guest = GuestState::Booting(booting.abort_handle());
+    }
+
+    pub(super) fn booted(
+        &mut self,
+        id: String,
+        result: Result<Guest, BootError>,
+        then: Option<Box<ContainerPlan>>,
+        reply: Reply<()>,
+    ) {
+        let guest = match result {
+            Ok(guest) => guest,
+            Err(error) => {
+                self.guest = GuestState::None;
+                self.release_network();
+                self.settle_creation(&id, Err(error.into()), reply);
+                return;
+            }
+        };
+        let Guest {
+            machine,
+            ended,
+            agent,
+        } = guest;
+        let host = Arc::clone(&self.settings.tools.host);
+        let volumes = Volumes::spawn(machine.clone(), agent.clone(), host.clone());
+        tokio::spawn(work::follow_guest(
+            agent.clone(),
+            machine.clone(),
+            self.outbox.clone(),
+        ));
+        tokio::spawn(work::await_end(ended.clone(), self.outbox.clone()));
+        let hands = Hands {
+            host,
+            machine,
+            agent,
+            volumes,
+        };
+        self.guest = GuestState::Up {
+            hands: hands.clone(),
+            ended,
+        };
+        match then {
+            Some(plan) => {
+                tokio::spawn(work::container(hands, *plan, reply, self.outbox.clone()));
+            }
+            None => {
+                self.created(&id, Streams::default(), Vec::new());
+                self.settle_creation(&id, Ok(()), reply);
+            }
+        }
+    }
+
+    /// A task is ready to be started.
+    pub(super) fn created(&mut self, id: &str, streams: Streams, undo: Vec<Undo>) {
+        let Ok(task) = self.tasks.task(id) else {
+            return;
+        };
+        task.init.streams = streams;
+        task.undo = undo;
+        let event = Event::Create(TaskCreate {
+            container_id: id.to_owned(),
+            bundle: task.bundle.display().to_string(),
+            io: Some(task_io(&task.init.stdio)),
+            pid: std::process::id(),
+            ..TaskCreate::default()
+        });
+        self.settings.publisher.publish(&event);
+        self.settings.tools.timeline.done("created");
+        self.apply(&ProcessId::init(id), ProcessEvent::Prepared);
+    }
+
+    /// Answers a creation; of a failed one nothing is left.
+    pub(super) fn settle_creation(
+        &mut self,
+        id: &str,
+        result: Result<(), TaskError>,
+        reply: Reply<()>,
+    ) {
+        if let Err(error) = &result {
+            tracing::error!(id, error = chain(error), "cannot create");
+            self.tasks.0.remove(id);
+        }
+        let _ = reply.send(result);
+    }
+
+    pub(super) fn exec(&mut self, plan: ExecPlan, reply: Reply<()>) {
+        let begun = self.hands().and_then(|hands| {
+            let task = self.tasks.task(&plan.container_id)?;
+            if task.execs.contains_key(&plan.exec_id) {
+                return Err(TaskError::Exists(format!("exec {}", plan.exec_id)));
+            }
+            let running = matches!(task.init.state, ProcessState::Running);
+            if !running {
+                let process = ProcessId::init(&plan.container_id).to_string();
+                return Err(TaskError::NotRunning(process));
+            }
+            task.execs
+                .insert(plan.exec_id.clone(), Process::new(plan.stdio.clone()));
+            Ok(hands)
+        });
+        match begun {
+            Ok(hands) => drop(tokio::spawn(work::exec(
+                hands,
+                plan,
+                reply,
+                self.outbox.clone(),
+            ))),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    pub(super) fn exec_created(
+        &mut self,
+        id: &ProcessId,
+        result: Result<Streams, TaskError>,
+        reply: Reply<()>,
+    ) {
+        let result = result.and_then(|streams| {
+            self.tasks.process(id)?.streams = streams;
+            Ok(())
+        });
+        if result.is_ok() {
+            let (container_id, exec_id) = (id.container.clone(), id.exec.clone());
+            self.settings
+                .publisher
+                .publish(&Event::ExecAdded(TaskExecAdded {
+                    container_id,
+                    exec_id,
+                }));
+            self.apply(id, ProcessEvent::Prepared);
+        } else if let Ok(task) = self.tasks.task(&id.container) {
+            task.execs.remove(&id.exec);
+        }
+        let _ = reply.send(result);
+    }
+}
+
+fn task_io(stdio: &Stdio) -> TaskIo {
+    TaskIo {
+        stdin: stdio.stdin.clone(),
+        stdout: stdio.stdout.clone(),
+        stderr: stdio.stderr.clone(),
+        terminal: stdio.terminal,
+    }
+}
