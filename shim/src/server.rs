@@ -132,11 +132,7 @@ fn place(bundle_path: &Path, id: &str, record: &mut Record) -> Result<Placement,
     let leaf = cgroup_path::leaf(&cgroups_path.to_string_lossy(), id)?;
     record.cgroups = cgroup::join(&leaf)?;
     record.save(bundle_path).map_err(PlacementError::Record)?;
-    let process = bundle.spec.process().as_ref();
-    let score = process
-        .and_then(|process| process.oom_score_adj())
-        .unwrap_or_default();
-    set_oom_score(score.into())?;
+    set_oom_score(bundle.oom_score())?;
     let release = Release::of_this_program().map_err(PlacementError::Release)?;
     Ok(Placement {
         cgroup: leaf,

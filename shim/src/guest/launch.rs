@@ -14,9 +14,10 @@ use podvisor_devices::virtio::balloon::{Balloon, BalloonConfig};
 use podvisor_devices::virtio::rng::{Rng, RngConfig};
 use podvisor_devices::vsock::{Vsock, VsockConfig, VsockHost};
 use podvisor_proto::agent::{FS_TAG, READY_PORT};
+use podvisor_vmm::config::ConfigError;
 use podvisor_vmm::{
-    Console, DeviceSlot, EndReason, KernelArgs, Phase, ThreadKind, Vm, VmConfig, VmEvent, VmHandle,
-    confine, spawn_io_loop,
+    Console, DeviceSlot, EndReason, KernelArgs, Phase, ThreadKind, Vcpus, Vm, VmConfig, VmEvent,
+    VmHandle, confine, spawn_io_loop,
 };
 use tokio::sync::watch;
 
@@ -28,7 +29,10 @@ use crate::host::Nic;
 const GUEST_CID: u64 = 3;
 /// What every guest's kernel is told. A dead agent is a panic, and a panic a reset: the machine
 /// ends and says why.
-const KERNEL_ARGS: &str = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check";
+const KERNEL_ARGS: &str = "console=ttyS0 quiet panic=-1 swiotlb=noforce";
+/// What the kernel of a guest with one processor is told as well: it is not worth its time to
+/// rewrite itself for that.
+const ONE_CPU_ARGS: &str = "noreplace-smp";
 
 /// Starts machines on KVM.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,14 +62,13 @@ impl Launcher for KvmLauncher {
             });
         }
         let (end, ended) = watch::channel(None);
-        let words = std::iter::once(KERNEL_ARGS).chain(plan.kernel_args.iter().map(String::as_str));
         let config = VmConfig {
             vcpus: plan.size.vcpus,
             memory: plan.size.memory,
             transparent_huge_pages: plan.transparent_huge_pages,
             kernel: plan.kernel.clone(),
             initrd: Some(plan.initrd),
-            kernel_args: KernelArgs::new(&words.collect::<Vec<_>>().join(" "))?,
+            kernel_args: kernel_args(plan.size.vcpus, &plan.kernel_args)?,
             console: Console::Log,
             console_output: None,
             power_button: false,
@@ -81,6 +84,13 @@ impl Launcher for KvmLauncher {
             ended,
         })
     }
+}
+
+fn kernel_args(vcpus: Vcpus, more: &[String]) -> Result<KernelArgs, ConfigError> {
+    let one_cpu = (vcpus == Vcpus::MIN).then_some(ONE_CPU_ARGS);
+    let words = [KERNEL_ARGS].into_iter().chain(one_cpu);
+    let words: Vec<&str> = words.chain(more.iter().map(String::as_str)).collect();
+    KernelArgs::new(&words.join(" "))
 }
 
 fn report(end: &watch::Sender<Option<EndReason>>, event: VmEvent) {

@@ -11,6 +11,7 @@ use podvisor_proto::agent::v1::NetworkConfig;
 use super::route_socket::RouteSocket;
 use super::{
     HostError, HostOps, NetworkRequest, Nic, RootfsRequest, namespace, redirect, rootfs, scan,
+    setup,
 };
 
 /// Names of taps start so.
@@ -85,6 +86,10 @@ impl HostOps for LocalHost {
                 source,
             }
         })
+    }
+
+    fn set_oom_score(&self, score: i64) -> Result<(), HostError> {
+        Ok(setup::set_oom_score(score)?)
     }
 }
 

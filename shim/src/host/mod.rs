@@ -66,6 +66,12 @@ pub trait HostOps: Send + Sync + 'static {
     /// # Errors
     /// [`HostError`].
     fn open_path(&self, path: &Path) -> Result<OwnedFd, HostError>;
+
+    /// Sets how likely the host's OOM killer takes the pod, -1000 to 1000.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn set_oom_score(&self, score: i64) -> Result<(), HostError>;
 }
 
 /// A pod's network namespace.
@@ -127,6 +133,9 @@ pub enum HostError {
         /// Why.
         source: TapError,
     },
+    /// The pod cannot be set up.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     /// No root file system.
     #[error("cannot mount the root file system")]
     Mount(#[from] MountError),

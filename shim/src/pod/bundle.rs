@@ -138,6 +138,13 @@ impl Bundle {
         })
     }
 
+    /// How likely the container is taken when the host is out of memory, -1000 to 1000.
+    pub fn oom_score(&self) -> i64 {
+        let process = self.spec.process().as_ref();
+        let score = process.and_then(|process| process.oom_score_adj());
+        score.unwrap_or_default().into()
+    }
+
     /// The value of an annotation.
     fn annotation(&self, key: &str) -> Option<&str> {
         self.spec

@@ -47,7 +47,12 @@ impl Actor {
             Err(error) => return Err((error.into(), reply)),
         };
         let is_sandbox = role == Role::Sandbox;
-        let task = Task::new(request.bundle.clone(), request.stdio.clone(), is_sandbox);
+        let task = Task::new(
+            request.bundle.clone(),
+            request.stdio.clone(),
+            is_sandbox,
+            bundle.oom_score(),
+        );
         let id = request.id.clone();
         let config_path = request.config_path.clone();
         let container = |bundle, standalone| ContainerPlan {
@@ -199,6 +204,7 @@ impl Actor {
             tracing::error!(id, error = chain(error), "cannot create");
             self.tasks.0.remove(id);
         }
+        self.adjust_oom_score();
         let _ = reply.send(result);
     }
 

@@ -70,6 +70,16 @@ impl Actor {
         }));
     }
 
+    /// Makes the host's OOM killer see the pod as its least expendable container.
+    pub(super) fn adjust_oom_score(&self) {
+        let Some(score) = self.tasks.oom_score() else {
+            return;
+        };
+        if let Err(error) = self.settings.tools.host.set_oom_score(score) {
+            tracing::warn!(error = chain(&error), "the pod's OOM score stays");
+        }
+    }
+
     /// Something happened in the guest. What it says of processes that do not exist is ignored.
     pub(super) fn guest_event(&mut self, event: AgentEvent) {
         match event.kind {
@@ -204,6 +214,7 @@ impl Actor {
         let exit = self.tasks.process(id).map(|process| process.state.exit());
         if id.is_init() {
             self.tasks.0.remove(&id.container);
+            self.adjust_oom_score();
         } else if let Ok(task) = self.tasks.task(&id.container) {
             task.execs.remove(&id.exec);
         }

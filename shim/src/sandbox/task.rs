@@ -71,12 +71,14 @@ pub(super) struct Task {
     pub(super) init: Process,
     pub(super) execs: BTreeMap<String, Process>,
     pub(super) undo: Vec<Undo>,
+    /// How likely its processes are taken when the host is out of memory.
+    pub(super) oom_score: i64,
     /// What was last read of its metrics.
     pub(super) metrics: Option<Vec<u8>>,
 }
 
 impl Task {
-    pub(super) fn new(bundle: PathBuf, stdio: Stdio, is_sandbox: bool) -> Self {
+    pub(super) fn new(bundle: PathBuf, stdio: Stdio, is_sandbox: bool, oom_score: i64) -> Self {
         Self {
             bundle,
             is_sandbox,
@@ -84,6 +86,7 @@ impl Task {
             init: Process::new(stdio),
             execs: BTreeMap::new(),
             undo: Vec::new(),
+            oom_score,
             metrics: None,
         }
     }
@@ -108,6 +111,18 @@ impl Tasks {
         task.execs
             .get_mut(&id.exec)
             .ok_or_else(|| TaskError::NotFound(id.to_string()))
+    }
+
+    /// The pod's OOM score: the lowest of its containers', or its own while it has none.
+    pub(super) fn oom_score(&self) -> Option<i64> {
+        let of = |sandbox| {
+            let tasks = self
+                .0
+                .values()
+                .filter(move |task| task.is_sandbox == sandbox);
+            tasks.map(|task| task.oom_score).min()
+        };
+        of(false).or_else(|| of(true))
     }
 
     /// All processes; each container's execs before its init, the sandbox last.

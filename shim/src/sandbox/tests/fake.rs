@@ -34,6 +34,7 @@ pub struct State {
     pub exports: BTreeSet<String>,
     pub mounted: BTreeSet<String>,
     pub redirected: bool,
+    pub oom_score: Option<i64>,
     pub events: Vec<Event>,
     /// The agent never answers to signals.
     pub deaf: bool,
@@ -333,6 +334,10 @@ impl HostOps for FakeHost {
             .unwrap()
             .mounted
             .remove(&target.display().to_string());
+        Ok(())
+    }
+    fn set_oom_score(&self, score: i64) -> Result<(), HostError> {
+        self.0.state.lock().unwrap().oom_score = Some(score);
         Ok(())
     }
     fn open_path(&self, _: &Path) -> Result<OwnedFd, HostError> {

@@ -65,9 +65,10 @@ impl Pod {
     fn bundle(&self, id: &str, kind: &str) -> String {
         let bundle = self.folder.path().join(id);
         std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
+        let score = if kind == "sandbox" { -998 } else { 900 };
         let spec = format!(
             r#"{{"ociVersion":"1.1.0","root":{{"path":"rootfs"}},
-                "process":{{"cwd":"/","args":["sh"],"user":{{"uid":0,"gid":0}}}},
+                "process":{{"cwd":"/","args":["sh"],"user":{{"uid":0,"gid":0}},"oomScoreAdj":{score}}},
                 "annotations":{{"io.kubernetes.cri.container-type":"{kind}",
                                 "io.kubernetes.cri.sandbox-id":"{SANDBOX}"}},
                 "linux":{{"namespaces":[{{"type":"network","path":"/run/netns/x"}}]}}}}"#
@@ -317,6 +318,18 @@ async fn a_shutdown_with_living_tasks_ends_nothing() {
         .unwrap();
     assert_eq!(pod.status(CONTAINER).await, Status::Running);
     assert!(!pod.actor.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_hosts_oom_killer_sees_the_containers_score() {
+    let pod = Pod::new();
+    let score = |pod: &Pod| pod.guest.state.lock().unwrap().oom_score;
+    pod.create(SANDBOX).await.unwrap();
+    assert_eq!(score(&pod), Some(-998));
+    pod.create(CONTAINER).await.unwrap();
+    assert_eq!(score(&pod), Some(900));
+    pod.delete(CONTAINER, "").await.unwrap();
+    assert_eq!(score(&pod), Some(-998));
 }
 
 /// A call of containerd, in any order.
