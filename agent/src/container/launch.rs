@@ -127,6 +127,7 @@ fn spawn_in_pid_namespace(process: BorrowedFd<'_>, request: &Spawn<'_>) -> io::R
     let own = rustix::fs::open("/proc/self/ns/pid", flags, Mode::empty())?;
     rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)?;
     let spawned = spawn(request);
+    // Returning to one's own namespace is always allowed.
     rustix::thread::move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
     spawned
 }

@@ -97,11 +97,13 @@ pub fn run(name: &CStr) -> Option<ExitCode> {
     let prepare: fn(&StageConfig, &Control) -> Result<command::Command, StageError> = match name {
         name if name == CONTAINER_INIT => init::prepare,
         name if name == CONTAINER_EXEC => exec::prepare,
-        name if name == POD_INIT => return Some(pod_init::run()),
+        name if name == POD_INIT => {
+            forbid_inspection();
+            return Some(pod_init::run());
+        }
         _ => return None,
     };
-    // Until execve nobody in the container may look into this process.
-    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    forbid_inspection();
     let control = Control::new(inherited(CONTROL_FD));
     let Err(error) = execute(prepare, &control);
     let status = if matches!(error, StageError::NotFound(_)) {
@@ -112,6 +114,12 @@ pub fn run(name: &CStr) -> Option<ExitCode> {
     // The agent reads the end of the socket when this fails, too.
     let _ = control.report_failure(error.kind(), &crate::error_chain(&error));
     Some(ExitCode::from(status))
+}
+
+/// Until execve nobody in the container may look into this process.
+fn forbid_inspection() {
+    // Cannot fail: the argument is valid.
+    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 type Prepare = fn(&StageConfig, &Control) -> Result<command::Command, StageError>;
