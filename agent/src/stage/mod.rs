@@ -91,10 +91,13 @@ impl StageError {
     }
 }
 
+/// Does everything up to the word to go.
+type Prepare = fn(&StageConfig, &Control) -> Result<command::Command, StageError>;
+
 /// Runs the stage that `name` stands for; `None` when it is none.
 #[must_use]
 pub fn run(name: &CStr) -> Option<ExitCode> {
-    let prepare: fn(&StageConfig, &Control) -> Result<command::Command, StageError> = match name {
+    let prepare: Prepare = match name {
         name if name == CONTAINER_INIT => init::prepare,
         name if name == CONTAINER_EXEC => exec::prepare,
         name if name == POD_INIT => {
@@ -121,8 +124,6 @@ fn forbid_inspection() {
     // Cannot fail: the argument is valid.
     let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
-
-type Prepare = fn(&StageConfig, &Control) -> Result<command::Command, StageError>;
 
 /// Prepares, waits for the word, executes. Comes back only with an error.
 fn execute(prepare: Prepare, control: &Control) -> Result<std::convert::Infallible, StageError> {
