@@ -32,8 +32,6 @@ pub struct Arguments {
     pub id: String,
     /// containerd's gRPC socket.
     pub address: String,
-    /// containerd's program, to publish events with; unused, events go over ttrpc.
-    pub publish_binary: PathBuf,
     /// The bundle; only `delete` is told, others have it as working directory.
     pub bundle: Option<PathBuf>,
     /// Whether to log at debug level.
@@ -74,7 +72,6 @@ impl Arguments {
             namespace: String::new(),
             id: String::new(),
             address: String::new(),
-            publish_binary: PathBuf::new(),
             bundle: None,
             debug: false,
         };
@@ -125,9 +122,9 @@ impl Arguments {
             "namespace" => self.namespace = value,
             "id" => self.id = value,
             "address" => self.address = value,
-            "publish-binary" => self.publish_binary = value.into(),
             "bundle" => self.bundle = Some(value.into()),
-            // The socket of shims before version 2, which containerd may still name.
+            // containerd's program for publishing events, which here go over ttrpc, and the socket
+            // of shims before version 2.
             _ => {}
         }
         Ok(())

@@ -1,6 +1,8 @@
 //! Events to containerd: in order, kept while it restarts (containerd, `pkg/shim/publisher.go`).
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use podvisor_proto::containerd::events::{
@@ -72,6 +74,7 @@ enum Item {
 pub struct Publisher {
     queue: mpsc::Sender<Item>,
     namespace: String,
+    lost: Arc<AtomicU64>,
 }
 
 impl Publisher {
@@ -82,6 +85,7 @@ impl Publisher {
         Self {
             queue,
             namespace: namespace.to_owned(),
+            lost: Arc::default(),
         }
     }
 
@@ -90,7 +94,11 @@ impl Publisher {
     pub fn publish(&self, event: &Event) {
         let item = Item::Event(Box::new(event.envelope(&self.namespace)));
         if self.queue.try_send(item).is_err() {
-            tracing::warn!("containerd takes no events: one is lost");
+            // A guest can cause events without end: told ever more rarely.
+            let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
+            if lost.is_power_of_two() {
+                tracing::warn!(lost, "containerd takes no events: some are lost");
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! When the steps of a pod's start were done, since the exec of its server.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ pub struct Timeline {
     begin: Instant,
     /// When the machine's own timeline began.
     before_machine: Arc<Mutex<Option<Duration>>>,
+    over: Arc<AtomicBool>,
 }
 
 impl Timeline {
@@ -37,6 +39,7 @@ impl Timeline {
             steps: Arc::default(),
             begin,
             before_machine: Arc::default(),
+            over: Arc::default(),
         }
     }
 
@@ -45,8 +48,11 @@ impl Timeline {
         Self::begun(age_of_process().unwrap_or_default())
     }
 
-    /// Notes that `phase` is done.
+    /// Notes that `phase` is done, unless the start is over.
     pub fn done(&self, phase: &str) {
+        if self.over.load(Ordering::Relaxed) {
+            return;
+        }
         let us = micros(self.begin.elapsed());
         if phase == "taps" {
             *lock(&self.before_machine) = Some(self.begin.elapsed());
@@ -55,6 +61,16 @@ impl Timeline {
             phase: phase.to_owned(),
             us,
         });
+    }
+
+    /// The start is over: what comes now is the pod's life.
+    pub fn finish(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the start is over.
+    pub fn is_finished(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
     }
 
     /// Adds the steps of the machine, which began after the taps were there.
@@ -128,6 +144,16 @@ mod tests {
                 .iter()
                 .any(|step| step.phase == "vm.entry" && step.us >= 5000)
         );
+    }
+
+    #[test]
+    fn what_comes_after_the_start_is_not_noted() {
+        let timeline = Timeline::since_exec();
+        timeline.done("started");
+        timeline.finish();
+        timeline.done("another container");
+        assert_eq!(timeline.steps().len(), 1);
+        assert!(timeline.is_finished());
     }
 
     #[test]

@@ -249,13 +249,24 @@ impl Actor {
         let _ = reply.send(Ok(()));
     }
 
-    /// Notes when the pod, and its first container, were started.
+    /// Notes when the pod, and then its first container, were started.
     fn note_start(&mut self, container: &str) {
         let timeline = &self.settings.tools.timeline;
-        timeline.done("started");
+        if timeline.is_finished() {
+            return;
+        }
+        let is_sandbox = self.tasks.task(container).is_ok_and(|task| task.is_sandbox);
+        timeline.done(if is_sandbox {
+            "started"
+        } else {
+            "container started"
+        });
         let sandbox = self.tasks.0.values().find(|task| task.is_sandbox);
         if let Some(task) = sandbox.or_else(|| self.tasks.0.get(container)) {
             timeline.publish(&task.bundle);
+        }
+        if !is_sandbox {
+            timeline.finish();
         }
     }
 

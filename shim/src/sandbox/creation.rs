@@ -179,6 +179,7 @@ impl Actor {
         let Ok(task) = self.tasks.task(id) else {
             return;
         };
+        let is_sandbox = task.is_sandbox;
         task.init.streams = streams;
         task.undo = undo;
         let event = Event::Create(TaskCreate {
@@ -189,7 +190,11 @@ impl Actor {
             ..TaskCreate::default()
         });
         self.settings.publisher.publish(&event);
-        self.settings.tools.timeline.done("created");
+        self.settings.tools.timeline.done(if is_sandbox {
+            "created"
+        } else {
+            "container created"
+        });
         self.apply(&ProcessId::init(id), ProcessEvent::Prepared);
     }
 
