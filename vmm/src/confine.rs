@@ -140,6 +140,7 @@ const FS: &[i64] = &[
 
 // Requests of ioctl(2).
 const KVM_RUN: u32 = 0xae80;
+const KVM_GET_REGS: u32 = 0x8090_ae81;
 const KVM_SIGNAL_MSI: u32 = 0x4020_aea5;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 
@@ -167,7 +168,7 @@ impl ThreadKind {
         match self {
             Self::Vcpu => Rights {
                 calls: VCPU,
-                ioctls: &[KVM_RUN, KVM_SIGNAL_MSI, TUNSETOFFLOAD],
+                ioctls: &[KVM_RUN, KVM_GET_REGS, KVM_SIGNAL_MSI, TUNSETOFFLOAD],
                 capabilities: &[],
             },
             Self::Io => Rights {

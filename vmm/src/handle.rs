@@ -106,6 +106,9 @@ impl VmHandle {
     /// # Errors
     /// [`OrderError::Ended`] when the machine has ended.
     pub fn resume(&self) -> Result<(), OrderError> {
+        for cell in self.machine.threads.cells() {
+            cell.excuse_pause();
+        }
         self.machine.pci.resume();
         if self.machine.control.order_run() {
             Ok(())

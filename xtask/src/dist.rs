@@ -12,7 +12,8 @@ use crate::{initrd, kernel, workspace};
 
 const SHIM: &str = "containerd-shim-podvisor-v2";
 const CLI: &str = "podvisor";
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+/// What programs are built for where cargo has to be told.
+pub const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// The folder of the current version's release, whether it was built or not.
 pub fn folder() -> PathBuf {

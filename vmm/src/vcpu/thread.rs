@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use kvm_ioctls::VcpuFd;
 use podvisor_devices::legacy::ConsoleLog;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
@@ -156,14 +157,15 @@ fn run_until_attention(context: &VcpuContext, cell: &VcpuCell) -> Next {
                 cell.count_user_exit();
                 match dispatch(Exit::from(exit), &context.buses) {
                     Next::Enter => {}
-                    end @ Next::End(_) => return end,
+                    Next::End(reason) => return Next::End(located(reason, &vcpu)),
                 }
             }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                // In this order: a kick that comes in between sets the flag again.
+                cell.set_immediate_exit(false);
                 if context.control.wants_attention() {
                     return Next::Enter;
                 }
-                cell.set_immediate_exit(false);
             }
             Err(error) => {
                 return Next::End(EndReason::KvmError {
@@ -171,5 +173,15 @@ fn run_until_attention(context: &VcpuContext, cell: &VcpuCell) -> Next {
                 });
             }
         }
+    }
+}
+
+/// Adds to KVM's errors where in the guest they happened.
+fn located(reason: EndReason, vcpu: &VcpuFd) -> EndReason {
+    match (reason, vcpu.get_regs()) {
+        (EndReason::KvmError { cause }, Ok(regs)) => EndReason::KvmError {
+            cause: format!("{cause} at instruction {:#x}", regs.rip),
+        },
+        (other, _) => other,
     }
 }

@@ -29,6 +29,7 @@ pub fn cases() -> Vec<Case> {
         case("vm_power_button_interrupts_the_guest", power_button),
         case("vm_paused_guest_stands_still", pause),
         case("vm_goes_on_from_a_saved_state", save_and_restore),
+        case("vm_leaves_no_thread_file_or_memory", leftovers),
     ]
 }
 
@@ -201,5 +202,40 @@ dd if=/dev/vda of=/dev/null bs=4k count=4 iflag=direct 2>/dev/null || echo disk 
         "{}",
         guest.console()
     );
+    Ok(())
+}
+
+/// Threads, open files and mapped memory of this process, the last in MiB.
+fn own_resources() -> Result<(usize, usize, u64)> {
+    let threads = fs::read_dir("/proc/self/task")?.count();
+    let files = fs::read_dir("/proc/self/fd")?.count();
+    let status = fs::read_to_string("/proc/self/statm")?;
+    let pages = status
+        .split(' ')
+        .next()
+        .context("no size")?
+        .parse::<u64>()?;
+    Ok((threads, files, pages >> 8))
+}
+
+fn leftovers() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let disk = folder.path().join("disk");
+    fs::write(&disk, vec![0; 1 << 20])?;
+    let run = || {
+        let devices = some_devices(&disk)?;
+        let guest = Guest::new(TICKS)?.size(2, 1024)?.devices(devices).start()?;
+        guest.line("tick 1")?;
+        Ok::<_, anyhow::Error>(())
+    };
+    run()?;
+    let (threads, files, mib) = own_resources()?;
+    run()?;
+    let after = own_resources()?;
+    ensure!(
+        after.0 == threads && after.1 == files,
+        "{threads} threads, {files} files before, {after:?} after"
+    );
+    ensure!(after.2 < mib + 512, "{mib} MiB before, {} after", after.2);
     Ok(())
 }
