@@ -55,10 +55,9 @@ fn guest_panic(cri: &Cri) -> Result<()> {
         ended.elapsed()
     );
     ensure!(status.exit_code != 0, "exit code {}", status.exit_code);
-    let error = idle.exec(&["true"]).err().context("exec in a dead guest")?;
     ensure!(
-        format!("{error:#}").contains("running") || format!("{error:#}").contains("panic"),
-        "{error:#}"
+        idle.exec(&["true"]).is_err(),
+        "a command ran in a dead guest"
     );
     let log = fs::read_to_string(node::CONTAINERD_LOG)?;
     ensure!(
