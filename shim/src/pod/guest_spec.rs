@@ -28,6 +28,9 @@ pub enum GuestSpecError {
     /// A device of the host.
     #[error("linux.devices: {0} is a device of the host, which a VM pod does not have")]
     Device(PathBuf),
+    /// Users of the container that are others on the host.
+    #[error("linux.namespaces: a VM pod has no user namespace: set hostUsers to true")]
+    UserNamespace,
     /// A bind mount of nothing.
     #[error("mounts: the bind mount at {0} has no source")]
     NoSource(PathBuf),
@@ -109,6 +112,9 @@ fn translate_linux(spec: &mut Spec, standalone: bool) -> Result<(), GuestSpecErr
         return Err(GuestSpecError::Device(device.path().clone()));
     }
     let namespaces = linux.namespaces().clone().unwrap_or_default();
+    if namespaces.iter().any(is_of_users) {
+        return Err(GuestSpecError::UserNamespace);
+    }
     let own = namespaces
         .into_iter()
         .filter(|namespace| is_own(namespace, standalone));
@@ -120,6 +126,27 @@ fn is_standard(device: &Path) -> bool {
     STANDARD_DEVICES
         .iter()
         .any(|standard| device == Path::new(standard))
+}
+
+fn is_of_users(namespace: &LinuxNamespace) -> bool {
+    namespace.typ() == LinuxNamespaceType::User
+}
+
+/// Makes sure that a pod's guest can run what its spec asks for.
+///
+/// # Errors
+/// [`GuestSpecError::UserNamespace`].
+pub fn check_pod(spec: &Spec) -> Result<(), GuestSpecError> {
+    let namespaces = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref());
+    match namespaces {
+        Some(namespaces) if namespaces.iter().any(is_of_users) => {
+            Err(GuestSpecError::UserNamespace)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a namespace is the container's own. One with a path is shared within the pod: then it
@@ -238,6 +265,15 @@ mod tests {
             {"path":"/dev/sda","type":"b","major":8,"minor":0}]}}"#;
         let error = GuestSpec::translate(&spec(device), false).unwrap_err();
         assert_eq!(error, GuestSpecError::Device("/dev/sda".into()));
+    }
+
+    #[test]
+    fn users_of_the_host_are_refused() {
+        let users = spec(r#"{"ociVersion":"1.1.0","linux":{"namespaces":[{"type":"user"}]}}"#);
+        assert_eq!(check_pod(&users), Err(GuestSpecError::UserNamespace));
+        let error = GuestSpec::translate(&users, false).unwrap_err();
+        assert_eq!(error, GuestSpecError::UserNamespace);
+        assert_eq!(check_pod(&spec(CONTAINER)), Ok(()));
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub(super) fn boot_plan(
     let none = HashMap::new();
     let annotations = Annotations::parse(bundle.spec.annotations().as_ref().unwrap_or(&none))?;
     let network = PodNetwork::of_spec(&bundle.spec)?;
+    guest_spec::check_pod(&bundle.spec)?;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
     let size = Size::of_pod(bundle.limits()?, &annotations, config.default_memory, cpus)?;
