@@ -110,6 +110,6 @@ mod tests {
         let text = String::from_utf8(image).unwrap();
         assert_eq!(text.matches("070701").count(), 3);
         assert!(text.trim_end_matches('\0').ends_with(TRAILER));
-        assert!(text.contains("12345\0\0\0070701"));
+        assert!(text.contains("12345\x00\x00\x00070701"));
     }
 }
