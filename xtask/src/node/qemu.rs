@@ -57,7 +57,7 @@ impl Machine<'_> {
             // The node trusts what runs in it; its mitigations would only slow the emulation down.
             .args([
                 "-append",
-                "console=ttyS0 quiet panic=-1 mitigations=off audit=0",
+                "console=ttyS0 quiet panic=-1 mitigations=off audit=0 maxcpus=1",
             ])
             .args(["-device", "virtio-rng-pci"]);
         add_disk(&mut command, "root", self.root, "readonly=on");
