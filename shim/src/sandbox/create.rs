@@ -7,6 +7,7 @@ use podvisor_proto::agent::SHARED_DIR;
 use podvisor_proto::agent::v1::{self as agent, CreateContainerRequest, CreateExecRequest};
 
 use super::error::TaskError;
+use super::request::CreateRequest;
 use super::undo::{Hands, Undo, undo_all};
 use crate::host::{HostMount, RootfsRequest};
 use crate::io::{self, Stdio, Streams};
@@ -28,6 +29,19 @@ pub struct ContainerPlan {
     pub stdio: Stdio,
     /// Whether it owns its guest's network.
     pub standalone: bool,
+}
+
+impl ContainerPlan {
+    /// A plan for what containerd requests.
+    pub fn new(request: CreateRequest, bundle: Bundle, standalone: bool) -> Self {
+        Self {
+            id: request.id,
+            bundle,
+            rootfs: request.rootfs,
+            stdio: request.stdio,
+            standalone,
+        }
+    }
 }
 
 /// An exec to make.

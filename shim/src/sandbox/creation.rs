@@ -1,6 +1,5 @@
 //! How a pod's tasks come to be: the guest is booted, containers and execs are made in it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use podvisor_proto::containerd::events::{TaskCreate, TaskExecAdded, TaskIo};
@@ -22,72 +21,58 @@ use crate::io::{Stdio, Streams};
 use crate::pod::network::PodNetwork;
 use crate::pod::{Bundle, Role};
 
+/// What a creation takes.
+enum Creation {
+    /// The pod's guest, and a container in it when the pod is one.
+    Boot(Box<BootPlan>, Option<Box<ContainerPlan>>),
+    /// A container in the pod's guest.
+    Container(Hands, Box<ContainerPlan>),
+}
+
 impl Actor {
     pub(super) fn create(&mut self, request: CreateRequest, reply: Reply<()>) {
-        if self.tasks.0.contains_key(&request.id) {
-            let _ = reply.send(Err(TaskError::Exists(format!("container {}", request.id))));
-            return;
-        }
-        if let Err((error, reply)) = self.begin_create(request, reply) {
-            let _ = reply.send(Err(error));
-        }
-    }
-
-    fn begin_create(
-        &mut self,
-        request: CreateRequest,
-        reply: Reply<()>,
-    ) -> Result<(), (TaskError, Reply<()>)> {
-        let bundle = match Bundle::load(&request.bundle) {
-            Ok(bundle) => bundle,
-            Err(error) => return Err((error.into(), reply)),
-        };
-        let role = match bundle.role() {
-            Ok(role) => role,
-            Err(error) => return Err((error.into(), reply)),
-        };
-        let is_sandbox = role == Role::Sandbox;
-        let task = Task::new(
-            request.bundle.clone(),
-            request.stdio.clone(),
-            is_sandbox,
-            bundle.oom_score(),
-        );
         let id = request.id.clone();
-        let config_path = request.config_path.clone();
-        let container = |bundle, standalone| ContainerPlan {
-            id: request.id,
-            bundle,
-            rootfs: request.rootfs,
-            stdio: request.stdio,
-            standalone,
-        };
-        if let Role::Member { .. } = role {
-            match self.hands() {
-                Ok(hands) => {
-                    let plan = container(bundle, false);
-                    tokio::spawn(work::container(hands, plan, reply, self.outbox.clone()));
+        match self.plan_creation(request) {
+            Ok((task, creation)) => {
+                self.tasks.0.insert(id.clone(), task);
+                match creation {
+                    Creation::Boot(plan, then) => self.boot(id, *plan, then, reply),
+                    Creation::Container(hands, plan) => {
+                        let out = self.outbox.clone();
+                        tokio::spawn(work::container(hands, *plan, reply, out));
+                    }
                 }
-                Err(error) => return Err((error, reply)),
             }
-        } else {
-            let plan = match self.plan_boot(&id, &bundle, config_path) {
-                Ok(plan) => plan,
-                Err(error) => return Err((error, reply)),
-            };
-            let then = (!is_sandbox).then(|| Box::new(container(bundle, true)));
-            self.boot(id.clone(), plan, then, reply);
+            Err(error) => drop(reply.send(Err(error))),
         }
-        self.tasks.0.insert(id, task);
-        Ok(())
     }
 
-    fn plan_boot(
-        &self,
-        id: &str,
-        bundle: &Bundle,
-        config_path: Option<PathBuf>,
-    ) -> Result<BootPlan, TaskError> {
+    /// What a creation takes. Nothing has been done when it is refused.
+    fn plan_creation(&self, request: CreateRequest) -> Result<(Task, Creation), TaskError> {
+        if self.tasks.0.contains_key(&request.id) {
+            return Err(TaskError::Exists(format!("container {}", request.id)));
+        }
+        let bundle = Bundle::load(&request.bundle)?;
+        let role = bundle.role()?;
+        let is_sandbox = role == Role::Sandbox;
+        let (stdio, oom_score) = (request.stdio.clone(), bundle.oom_score());
+        let task = Task::new(request.bundle.clone(), stdio, is_sandbox, oom_score);
+        let creation = match role {
+            Role::Member { .. } => {
+                let plan = ContainerPlan::new(request, bundle, false);
+                Creation::Container(self.hands()?, Box::new(plan))
+            }
+            Role::Sandbox => Creation::Boot(Box::new(self.plan_boot(&request, &bundle)?), None),
+            Role::Standalone => {
+                let boot = self.plan_boot(&request, &bundle)?;
+                let container = ContainerPlan::new(request, bundle, true);
+                Creation::Boot(Box::new(boot), Some(Box::new(container)))
+            }
+        };
+        Ok((task, creation))
+    }
+
+    fn plan_boot(&self, request: &CreateRequest, bundle: &Bundle) -> Result<BootPlan, TaskError> {
         if !matches!(self.guest, GuestState::None) {
             return Err(TaskError::Exists("the pod's VM".to_owned()));
         }
@@ -96,8 +81,8 @@ impl Actor {
             .placement
             .as_ref()
             .map_err(|e| TaskError::Setup(e.clone()))?;
-        let config = Config::load(config_path.as_deref())?;
-        plan::boot_plan(id, bundle, &config, placement)
+        let config = Config::load(request.config_path.as_deref())?;
+        plan::boot_plan(&request.id, bundle, &config, placement)
     }
 
     fn boot(
