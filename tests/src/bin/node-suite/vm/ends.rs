@@ -87,6 +87,7 @@ fn bad_kernels() -> Result<()> {
     let path = folder.path().join("kernel");
     let good = fs::read(node::release()?.join("vmlinux"))?;
     let cut = good.get(..good.len() / 4).context("an empty kernel")?;
+    let tiny = kernel_of(&[0; 64]);
     let cases: [(Option<&[u8]>, &str); 4] = [
         (None, "No such file or directory"),
         (
@@ -94,7 +95,7 @@ fn bad_kernels() -> Result<()> {
             "is neither an ELF vmlinux nor a bzImage",
         ),
         (Some(cut), "is corrupt"),
-        (Some(&kernel_of(&[0; 64])[..100]), "is corrupt"),
+        (tiny.get(..100), "is corrupt"),
     ];
     for (content, expected) in cases {
         match content {
