@@ -50,8 +50,8 @@ pub struct DeviceSlot {
 pub enum Console {
     /// No serial port.
     Off,
-    /// A port without an interrupt line, for the kernel's messages; its last output is kept. A
-    /// guest that reads from it polls.
+    /// A port for the kernel's messages only; its last output is kept. It has no interrupt line,
+    /// so that a guest's programs can not use it.
     Log,
     /// A port with its line, for the kernel's messages and a login; its last output is kept.
     Terminal,

@@ -8,7 +8,7 @@ use podvisor_devices::legacy::MachineEvent;
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryError};
 
-use crate::arch::acpi::{self, AcpiConfig, AcpiError, SerialPort};
+use crate::arch::acpi::{self, AcpiConfig, AcpiError};
 use crate::arch::boot_params::BootParams;
 use crate::arch::cpuid::{CpuidError, Template};
 use crate::arch::irqchip::KvmMsi;
@@ -133,11 +133,7 @@ fn acpi_config(config: &VmConfig) -> AcpiConfig {
     AcpiConfig {
         vcpus: config.vcpus,
         has_pci: !config.devices.is_empty(),
-        serial: match config.console {
-            Console::Off => SerialPort::Absent,
-            Console::Log => SerialPort::Polled,
-            Console::Terminal => SerialPort::WithLine,
-        },
+        has_serial: config.console == Console::Terminal,
         has_events: config.power_button,
     }
 }

@@ -9,7 +9,7 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 use podvisor_devices::legacy::{GedEvent, acpi_pm};
 
-use super::{AcpiConfig, DSDT_REVISION, OEM_ID, OEM_REVISION, OEM_TABLE_ID, SerialPort};
+use super::{AcpiConfig, DSDT_REVISION, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::arch::layout;
 
 const HEADER_LEN: u32 = 36;
@@ -31,13 +31,8 @@ pub(super) fn build(config: AcpiConfig) -> Table {
     if config.has_pci {
         pci_root(&mut aml);
     }
-    match config.serial {
-        SerialPort::Absent => {}
-        SerialPort::Polled => serial_port(&mut aml, &[]),
-        SerialPort::WithLine => {
-            let line = Interrupt::new(true, true, false, false, layout::GSI_SERIAL);
-            serial_port(&mut aml, &[&line]);
-        }
+    if config.has_serial {
+        serial_port(&mut aml);
     }
     if config.has_events {
         event_device(&mut aml);
@@ -94,15 +89,11 @@ fn pci_root(aml: &mut Vec<u8>) {
     .to_aml_bytes(aml);
 }
 
-fn serial_port(aml: &mut Vec<u8>, line: &[&dyn Aml]) {
-    let ports = IO::new(
-        layout::PORT_SERIAL_BASE,
-        layout::PORT_SERIAL_BASE,
-        1,
-        layout::PORT_SERIAL_LEN,
-    );
-    let ports: &dyn Aml = &ports;
-    let resources = ResourceTemplate::new([&[ports], line].concat());
+fn serial_port(aml: &mut Vec<u8>) {
+    let (base, len) = (layout::PORT_SERIAL_BASE, layout::PORT_SERIAL_LEN);
+    let ports = IO::new(base, base, 1, len);
+    let line = Interrupt::new(true, true, false, false, layout::GSI_SERIAL);
+    let resources = ResourceTemplate::new(vec![&ports, &line]);
     Device::new(
         Path::new("_SB_.COM1"),
         vec![

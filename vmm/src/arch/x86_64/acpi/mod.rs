@@ -37,22 +37,11 @@ pub struct AcpiConfig {
     pub vcpus: Vcpus,
     /// Whether there is a PCI bus.
     pub has_pci: bool,
-    /// The serial port.
-    pub serial: SerialPort,
+    /// Whether there is a serial port with an interrupt line. One without is better not
+    /// described: Linux would poll it, some hundred exits a second for an idle guest.
+    pub has_serial: bool,
     /// Whether there is a generic event device with a power button.
     pub has_events: bool,
-}
-
-/// The first serial port, as the tables describe it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SerialPort {
-    /// There is none.
-    Absent,
-    /// It has no interrupt line. Linux must be told so: left alone it would take the line of
-    /// old PCs, whose number may be a device's message by then.
-    Polled,
-    /// It has its line.
-    WithLine,
 }
 
 impl AcpiConfig {
@@ -60,7 +49,7 @@ impl AcpiConfig {
     /// tables: Linux reads and writes all of its pins at boot, which takes some 300 exits.
     #[must_use]
     pub fn has_lines(self) -> bool {
-        self.serial == SerialPort::WithLine || self.has_events
+        self.has_serial || self.has_events
     }
 }
 
@@ -187,7 +176,7 @@ mod tests {
             AcpiConfig {
                 vcpus,
                 has_pci,
-                serial: SerialPort::WithLine,
+                has_serial: true,
                 has_events: true,
             },
             BASE,
@@ -269,7 +258,7 @@ mod tests {
         let config = AcpiConfig {
             vcpus,
             has_pci: true,
-            serial: SerialPort::Polled,
+            has_serial: false,
             has_events: false,
         };
         let tables = reachable(&build(config, BASE));
