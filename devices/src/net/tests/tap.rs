@@ -1,7 +1,6 @@
 //! A card on a real tap, in a network namespace of the test's own thread.
 //!
-//! Needs `CAP_SYS_ADMIN`, `CAP_NET_ADMIN` and `/dev/net/tun`, which the node has:
-//! `cargo test -p podvisor-devices -- --ignored tap`.
+//! Needs `CAP_SYS_ADMIN`, `CAP_NET_ADMIN` and `/dev/net/tun`, and fails without them.
 
 use std::ffi::CString;
 use std::io;
@@ -61,7 +60,6 @@ fn ethernet_frame(payload: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-#[ignore = "needs CAP_SYS_ADMIN, CAP_NET_ADMIN and /dev/net/tun"]
 fn frames_go_through_a_real_tap_with_all_offloads() {
     // SAFETY: only this test's thread changes its namespace.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) });
