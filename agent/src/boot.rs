@@ -15,6 +15,9 @@ const MAX_OPEN_FILES: u64 = 1 << 20;
 /// The kernel never picks the agent when memory runs out.
 const OOM_SCORE: &str = "-1000";
 
+/// Whether the kernel hurries with RCU grace periods (kernel/ksysfs.c).
+const RCU_EXPEDITED: &str = "/sys/kernel/rcu_expedited";
+
 /// A file system that every guest has.
 struct Filesystem {
     kind: &'static str,
@@ -129,9 +132,19 @@ pub fn prepare() -> Result<(), BootError> {
         .map_err(step("clear dumpable"))?;
     std::fs::write("/proc/self/oom_score_adj", OOM_SCORE).map_err(step("set oom_score_adj"))?;
     raise_limits()?;
-    cgroup::build_tree()?;
+    build_cgroups()?;
     crate::network::bring_loopback_up()?;
     Ok(())
+}
+
+/// Builds the cgroup tree. Moving a process waits for an RCU grace period,
+/// which takes milliseconds on an idle guest unless it is expedited.
+fn build_cgroups() -> Result<(), BootError> {
+    // Only the time depends on it.
+    let _ = std::fs::write(RCU_EXPEDITED, "1");
+    let built = cgroup::build_tree();
+    let _ = std::fs::write(RCU_EXPEDITED, "0");
+    Ok(built?)
 }
 
 /// Binds the initramfs to itself and moves there: the initial root has no

@@ -56,6 +56,8 @@ impl Subscriber for KernelLog {
             end -= 1;
         }
         record.text.truncate(end);
+        // The kernel keeps a record open for more until its line ends.
+        record.text.push('\n');
         // A log line that cannot be written has nowhere to be reported.
         let _ = (&self.kmsg).write_all(record.text.as_bytes());
     }
@@ -82,7 +84,7 @@ impl Visit for Record {
 
 /// Says why PID 1 ends, past the subscriber.
 pub fn last_words(message: &str) {
-    let record = format!("<0>podvisor-agent: {message}");
+    let record = format!("<0>podvisor-agent: {message}\n");
     // The end follows in any case.
     let _ = std::fs::write("/dev/kmsg", record);
 }
