@@ -1,15 +1,12 @@
 //! What each kind of thread may do: only the capabilities and the system calls it needs. Threads
 //! share an address space, so that this is defence in depth and no boundary.
 
-use std::collections::BTreeMap;
 use std::io;
 
 use podvisor_devices::event_loop::EventLoop;
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch,
-};
 use thiserror::Error;
+
+use crate::seccomp::{Filter, FilterError};
 
 /// A thread with its own rights. A filtered thread never spawns another: the new one would
 /// inherit its filter.
@@ -33,7 +30,7 @@ pub enum ConfineError {
     Capabilities(#[source] io::Error),
     /// The filter cannot be built or installed.
     #[error("cannot install the system call filter")]
-    Filter(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Filter(#[from] FilterError),
 }
 
 /// What every thread of Rust's runtime and the C library's allocator does, and event files.
@@ -207,8 +204,7 @@ impl ThreadKind {
 pub fn enter(kind: ThreadKind) -> Result<(), ConfineError> {
     let rights = kind.rights();
     limit_capabilities(rights.capabilities).map_err(ConfineError::Capabilities)?;
-    let filter = filter(&rights).map_err(|e| ConfineError::Filter(Box::new(e)))?;
-    seccompiler::apply_filter(&filter).map_err(|e| ConfineError::Filter(Box::new(e)))
+    Ok(filter(&rights)?.install()?)
 }
 
 /// [`enter`] in the form that devices call on threads of their own.
@@ -224,29 +220,8 @@ pub fn spawn_io_loop() -> io::Result<EventLoop> {
     EventLoop::spawn("io", Box::new(on_start(ThreadKind::Io)))
 }
 
-fn filter(rights: &Rights) -> Result<BpfProgram, BackendError> {
-    let calls = RUNTIME
-        .iter()
-        .chain(rights.calls)
-        .map(|&call| (call, Vec::new()));
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls.collect();
-    let ioctls = rights.ioctls.iter().map(|&request| ioctl_rule(request));
-    rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);
-    // A call outside of the list is an attack or a defect; either way the pod ends, and what
-    // it leaves behind is cleaned up as after any other death of this process.
-    SeccompFilter::new(
-        rules,
-        SeccompAction::KillProcess,
-        SeccompAction::Allow,
-        TargetArch::x86_64,
-    )?
-    .try_into()
-}
-
-fn ioctl_rule(request: u32) -> Result<SeccompRule, BackendError> {
-    let value = u64::from(request);
-    let is_request = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
-    SeccompRule::new(vec![is_request])
+fn filter(rights: &Rights) -> Result<Filter, FilterError> {
+    Filter::new(&[RUNTIME, rights.calls].concat(), rights.ioctls)
 }
 
 /// `struct __user_cap_header_struct` and `__user_cap_data_struct` (linux/capability.h).
@@ -305,6 +280,8 @@ fn limit_capabilities(kept: &[u32]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
     use std::thread;
 
     use super::*;
@@ -340,8 +317,31 @@ mod tests {
             ThreadKind::Disk,
             ThreadKind::Fs,
         ] {
-            assert!(!filter(&kind.rights()).unwrap().is_empty(), "{kind:?}");
+            filter(&kind.rights()).unwrap_or_else(|error| panic!("{kind:?}: {error}"));
         }
+    }
+
+    /// Tells the test below that it is its own child.
+    const CHILD: &str = "PODVISOR_TEST_FORBIDDEN_CALL";
+
+    #[test]
+    fn a_call_outside_of_the_filter_ends_the_process() {
+        if std::env::var_os(CHILD).is_some() {
+            let confined = thread::spawn(|| {
+                enter(ThreadKind::Vcpu).unwrap();
+                // SAFETY: The call has no arguments and no effect.
+                unsafe { libc::getppid() }
+            });
+            let _ = confined.join();
+            return;
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args([
+            "--exact",
+            "confine::tests::a_call_outside_of_the_filter_ends_the_process",
+        ]);
+        let output = child.env(CHILD, "1").output().unwrap();
+        assert_eq!(output.status.signal(), Some(libc::SIGSYS));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod state;
 mod machine;
 mod pci;
 mod platform;
+pub mod seccomp;
 mod timeline;
 mod vcpu;
 

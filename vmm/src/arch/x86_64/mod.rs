@@ -11,3 +11,6 @@ pub mod loader;
 pub mod msrs;
 pub mod vcpu_state;
 pub mod vm_state;
+
+/// What the kernel calls this architecture's system calls (`AUDIT_ARCH_X86_64`, linux/audit.h).
+pub const AUDIT_ARCH: u32 = 0xc000_003e;
