@@ -6,6 +6,7 @@
 //! has 1 vCPU and 128 MiB and no devices but the serial port.
 
 mod driver;
+mod idle;
 mod init;
 
 use std::fs;
@@ -18,6 +19,7 @@ use podvisor_benches::{Median, print_figure};
 use podvisor_tests::node;
 
 use driver::{Boot, Driver};
+use idle::ProcessorTime;
 
 /// Boots of each kind; enough for a median with 95 % bounds.
 const BOOTS: usize = 15;
@@ -45,6 +47,7 @@ fn main() -> Result<()> {
         None => node::release()?,
     };
     let kernel = copy(&release.join("vmlinux"), folder.path(), "vmlinux")?;
+    let before = ProcessorTime::now()?;
     let shipped = measure(
         "exec_to_init",
         &driver.boot_of(&kernel, &initrd, RELEASE_ARGS),
@@ -59,7 +62,13 @@ fn main() -> Result<()> {
         (None, None) => None,
         _ => bail!("--kernel and --initrd go together"),
     };
-    print_figures(&shipped, reference.as_deref())
+    print_figures(&shipped, reference.as_deref())?;
+    print_figure(
+        "boot.idle_share",
+        ProcessorTime::now()?.idle_share_since(&before),
+        "%",
+    );
+    Ok(())
 }
 
 fn options(mut words: impl Iterator<Item = String>) -> Result<Options> {
