@@ -93,8 +93,8 @@ fn broken_installation(cri: &Cri) -> Result<()> {
 
 /// An initial image whose init says a word and never answers.
 fn silent_initrd(folder: &Path) -> Result<PathBuf> {
-    let script = "mkdir tree && cp /bin/busybox tree && cd tree \
-        && printf '#!/busybox sh\necho guest is silent\nexec /busybox sleep 1000\n' > init && chmod 755 init \
+    let script = "mkdir -p tree/dev && cp /bin/busybox tree && cd tree \
+        && printf '#!/busybox sh\n/busybox mount -t devtmpfs dev /dev\necho \"<2>guest is silent\" > /dev/kmsg\nexec /busybox sleep 1000\n' > init && chmod 755 init \
         && find . | busybox cpio -o -H newc > ../silent.cpio";
     let status = Command::new("sh")
         .args(["-c", script])
