@@ -156,5 +156,9 @@ fn run_suite(
         .push(("PODVISOR_BZIMAGE".to_owned(), bzimage));
     let mut command = vec![suite.display().to_string()];
     command.extend_from_slice(arguments);
-    node::run(&options, &command)
+    // An emulated node can die of its emulation, which says nothing of the suite: once more, from the start.
+    node::run(&options, &command).or_else(|error| {
+        eprintln!("xtask: the node died: {error:#}; starting another one");
+        node::run(&options, &command)
+    })
 }
