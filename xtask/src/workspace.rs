@@ -2,19 +2,29 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 /// The workspace's version, which names releases.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// This crate's own folder: where cargo runs us from, which the folder that we were compiled in need not be when a `target`
+/// folder was copied to another working tree.
+fn xtask() -> &'static Path {
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        let compiled_in = || env!("CARGO_MANIFEST_DIR").into();
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(compiled_in, PathBuf::from)
+    });
+    &FOLDER
+}
+
 /// The repository's root folder.
 pub fn root() -> &'static Path {
-    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().unwrap_or(xtask)
+    xtask().parent().unwrap_or(xtask())
 }
 
 /// A file of this crate's own folder.
 pub fn xtask_file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+    xtask().join(name)
 }
 
 /// The folder that cargo builds into.
