@@ -10,6 +10,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 mod bad_input;
 mod case;
+#[cfg(test)]
+mod compatibility;
 mod failures;
 mod lifecycle;
 mod network;
