@@ -45,22 +45,6 @@ load_modules() {
     modprobe --all $(grep -v -e '^#' -e "^$other\$" /node/modules.list)
 }
 
-# With nested virtualization under emulation, the first VM's start and the last one's end patch the kernel's code; other
-# processors that run it meanwhile can crash. One VM lives as long as the node does, made while there is one processor
-# (maxcpus=1); so is the first redirect of packets.
-hold_vm() {
-    /node/bin/node-hold-vm 9>&- > /run/hold-vm &
-    until [[ -s /run/hold-vm ]]; do
-        kill -0 $! 2> /dev/null || fail 'no VM can be made'
-        sleep 0.05
-    done
-    tc qdisc add dev lo ingress
-    local processor
-    for processor in /sys/devices/system/cpu/cpu[1-9]*/online; do
-        echo 1 > "$processor"
-    done
-}
-
 mount_system() {
     mkdir -p /dev/pts /dev/shm /dev/mqueue /run /tmp
     mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
@@ -165,7 +149,6 @@ mount_system
 mount_shares
 open_cgroups
 [[ -e /dev/kvm ]] || fail 'no /dev/kvm'
-hold_vm
 /node/bin/node-registry /images > /node/registry.log 2>&1 9>&- &
 say 'network'
 open_network

@@ -5,6 +5,7 @@
 
 mod containerd;
 pub mod debian;
+mod label;
 mod machine;
 pub mod qemu;
 mod rundir;
@@ -68,15 +69,15 @@ pub struct NodeOptions {
     /// Memory of the node.
     #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB)]
     pub memory: u32,
-    /// Processors of the node.
-    #[arg(long, default_value_t = 2)]
-    pub cpus: u32,
     /// Install this release folder (`target/dist/podvisor-VERSION`) instead of building one.
     #[arg(long, value_name = "FOLDER", conflicts_with = "bare")]
     pub release: Option<PathBuf>,
     /// Install no release.
     #[arg(long)]
     pub bare: bool,
+    /// Runs beside other nodes: its output comes in whole lines that begin with the containerd version, and it has no input.
+    #[arg(skip)]
+    pub is_one_of_several: bool,
 }
 
 impl NodeOptions {
@@ -89,9 +90,9 @@ impl NodeOptions {
             clock: Clock::Wall,
             variables: Vec::new(),
             memory: MEMORY_MIB,
-            cpus: 2,
             release: Some(release),
             bare: false,
+            is_one_of_several: false,
         }
     }
 }
@@ -182,16 +183,19 @@ fn run_script(options: &NodeOptions, command: &str) -> Result<u8> {
     let kernel = machine::kernel()?;
     let root = machine::root(options.containerd)?;
     let run = RunDir::create(options, &shares, &script)?;
-    session::run(Machine {
+    let label = options
+        .is_one_of_several
+        .then(|| options.containerd.version());
+    let machine = Machine {
         kernel: &kernel,
         root: &root,
         run: &run,
         shares: &shares,
         clock: options.clock,
         memory_mib: options.memory,
-        cpus: options.cpus,
         ports: &[],
-    })
+    };
+    session::run(machine, label)
 }
 
 /// This terminal without line editing, echo and signals, which the node's own terminal does; restored when dropped.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use super::NodeOptions;
+use super::{Containerd, NodeOptions};
 use crate::process;
 use crate::progress::Step;
 use crate::workspace;
@@ -16,8 +16,8 @@ use crate::workspace;
 /// Largest size of the data disk, which is sparse.
 const DATA_DISK_LEN: u64 = 24 << 30;
 
-/// Programs of this crate that run in the node.
-const NODE_PROGRAMS: &[&str] = &["node-hold-vm", "node-registry"];
+/// The program of this crate that runs in the node.
+const NODE_PROGRAM: &str = "node-registry";
 
 /// A folder of the host that the node sees.
 #[derive(Clone, Debug)]
@@ -41,6 +41,7 @@ impl Share {
 /// The files of one run; they go when this does, except for the logs.
 pub struct RunDir {
     folder: TempDir,
+    containerd: Containerd,
     /// Locked while the run lives: what an interrupted run left is told from what is in use by this.
     _lock: File,
 }
@@ -51,7 +52,7 @@ impl RunDir {
     /// # Errors
     /// A file is missing or cannot be written.
     pub fn create(options: &NodeOptions, shares: &[Share], command: &str) -> Result<Self> {
-        let run = Self::create_empty()?;
+        let run = Self::create_empty(options.containerd)?;
         let shared = run.shared();
         for file in ["init.sh", "modules.list", "cni.conflist", "hosts.toml"] {
             copy(
@@ -65,10 +66,10 @@ impl RunDir {
         )?;
         copy(&options.containerd.drop_in(), &shared.join("drop-in.toml"))?;
         fs::create_dir(shared.join("bin"))?;
-        let programs = build_node_programs()?;
-        for program in NODE_PROGRAMS {
-            copy(&programs.join(program), &shared.join("bin").join(program))?;
-        }
+        copy(
+            &build_node_program()?,
+            &shared.join("bin").join(NODE_PROGRAM),
+        )?;
         let mut lines = String::new();
         for (index, share) in shares.iter().enumerate() {
             writeln!(lines, "{} {}", Self::tag(index), share.path)?;
@@ -99,12 +100,14 @@ impl RunDir {
         self.shared().join("console.log")
     }
 
-    /// Copies the logs to `target/node/logs` and returns that folder.
+    /// Copies the logs to `target/node/logs/VERSION` and returns that folder.
     ///
     /// # Errors
     /// The folder cannot be written.
     pub fn keep_logs(&self) -> Result<PathBuf> {
-        let logs = workspace::target().join("node/logs");
+        let logs = workspace::target()
+            .join("node/logs")
+            .join(self.containerd.version());
         fs::create_dir_all(&logs)?;
         for log in ["console.log", "containerd.log", "registry.log"] {
             let from = self.shared().join(log);
@@ -116,7 +119,7 @@ impl RunDir {
     }
 
     /// Makes the folder, and removes those of runs that were interrupted.
-    fn create_empty() -> Result<Self> {
+    fn create_empty(containerd: Containerd) -> Result<Self> {
         let base = workspace::target().join("node/runs");
         fs::create_dir_all(&base)?;
         let starting = File::create(base.join("lock"))?;
@@ -134,6 +137,7 @@ impl RunDir {
         fs::create_dir(folder.path().join("shared"))?;
         Ok(Self {
             folder,
+            containerd,
             _lock: lock,
         })
     }
@@ -156,22 +160,20 @@ impl RunDir {
     }
 }
 
-/// Builds the programs of this crate that run in the node and returns their folder: one of their own, because cargo lets only one
-/// process at a time into a target folder, and a node must not wait for someone's long build.
-fn build_node_programs() -> Result<PathBuf> {
-    let step = Step::start("node programs");
+/// Builds the program of this crate that runs in the node, in a folder of its own: cargo lets only one process at a time into a
+/// target folder, and a node must not wait for someone's long build.
+fn build_node_program() -> Result<PathBuf> {
+    let step = Step::start("node program");
     let target = workspace::target().join("node/programs");
-    let mut command = workspace::cargo();
-    command
-        .args(["build", "--package", "podvisor-xtask"])
-        .arg("--target-dir")
-        .arg(&target);
-    for program in NODE_PROGRAMS {
-        command.args(["--bin", program]);
-    }
-    process::run(&step, &mut command)?;
+    process::run(
+        &step,
+        workspace::cargo()
+            .args(["build", "--package", "podvisor-xtask"])
+            .args(["--bin", NODE_PROGRAM, "--target-dir"])
+            .arg(&target),
+    )?;
     step.done();
-    Ok(target.join("debug"))
+    Ok(target.join("debug").join(NODE_PROGRAM))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
+use super::label::Labelled;
 use super::qemu::Machine;
 use super::rundir::RunDir;
 use crate::progress::Step;
@@ -47,12 +48,16 @@ impl MachineEnds {
     }
 }
 
-/// Starts the machine, passes our streams to its command and returns the command's exit code.
+/// Starts the machine, passes our streams to its command and returns the command's exit code. With a label, every line of its
+/// output has that before it, and there is no input.
 ///
 /// # Errors
 /// The emulator does not start, or the node ends without having run the command: its console is then on stderr.
-pub fn run(machine: Machine<'_>) -> Result<u8> {
-    let step = Step::start("node starts");
+pub fn run(machine: Machine<'_>, label: Option<&'static str>) -> Result<u8> {
+    let step = Step::start(match label {
+        Some(label) => format!("node {label} starts"),
+        None => "node starts".to_owned(),
+    });
     let (ports, ends) = open_ports()?;
     let descriptors = ends.descriptors();
     let emulator = Machine {
@@ -65,7 +70,7 @@ pub fn run(machine: Machine<'_>) -> Result<u8> {
         .spawn()
         .context("cannot run qemu-system-x86_64")?;
     drop(ends);
-    let code = converse(ports, step);
+    let code = converse(ports, step, label);
     if !matches!(code, Ok(Some(_))) {
         // Without an answer there is nothing to wait for; a dead emulator is killed in vain.
         let _ = emulator.kill();
@@ -102,7 +107,7 @@ fn open_ports() -> Result<(Ports, MachineEnds)> {
 }
 
 /// Follows the node from its start to the command's end; `None` when the node goes away before.
-fn converse(ports: Ports, step: Step) -> Result<Option<u8>> {
+fn converse(ports: Ports, step: Step, label: Option<&'static str>) -> Result<Option<u8>> {
     let mut control = ports.control.try_clone()?;
     control.set_read_timeout(Some(START_LIMIT))?;
     let mut lines = BufReader::new(ports.control).lines();
@@ -116,11 +121,22 @@ fn converse(ports: Ports, step: Step) -> Result<Option<u8>> {
     control.set_read_timeout(None)?;
     // The emulator drops what it has not read of a socket that is closed both ways: ours stays open after our stdin's end.
     let stdin = ports.stdin.try_clone()?;
-    thread::spawn(move || forward_stdin(stdin));
-    let outputs = [
-        Output::start(ports.stdout, io::stdout()),
-        Output::start(ports.stderr, io::stderr()),
-    ];
+    let outputs = match label {
+        None => {
+            thread::spawn(move || forward_stdin(stdin));
+            [
+                Output::start(ports.stdout, io::stdout()),
+                Output::start(ports.stderr, io::stderr()),
+            ]
+        }
+        Some(label) => {
+            stdin.shutdown(Shutdown::Write)?;
+            [
+                Output::start(ports.stdout, Labelled::new(label, io::stdout())),
+                Output::start(ports.stderr, Labelled::new(label, io::stderr())),
+            ]
+        }
+    };
     let Some(Ok(line)) = lines.next() else {
         return Ok(None);
     };

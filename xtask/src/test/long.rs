@@ -7,25 +7,23 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::{NodeArgs, build_suite, run_suite};
-use crate::kernel::KernelArgs;
-use crate::node::{Containerd, NodeOptions};
-use crate::{dist, process, workspace};
+use super::{NodeArgs, Nodes};
+use crate::node::Containerd;
+use crate::{process, workspace};
 
 /// Runs every long test that has not passed with this commit.
 ///
 /// # Errors
 /// Something does not build, no test has the asked-for name, or a test fails.
 pub fn run(args: &NodeArgs) -> Result<()> {
-    let release = dist::build(&KernelArgs::default())?;
-    let suite = build_suite()?;
-    let names = names(&suite, args.filter.as_deref())?;
+    let nodes = Nodes::build(args)?;
+    let names = names(&nodes.suite, args.filter.as_deref())?;
     if names.is_empty() {
         bail!("no long test has such a name");
     }
     let commit = commit()?;
-    let mut failed = Vec::new();
-    for containerd in args.versions() {
+    nodes.in_each(|containerd| {
+        let mut failed = Vec::new();
         for name in &names {
             let record = Record::of(containerd, name);
             if record.passed_with(&commit) {
@@ -35,20 +33,22 @@ pub fn run(args: &NodeArgs) -> Result<()> {
                 );
                 continue;
             }
-            let mut options = NodeOptions::new(containerd, release.clone());
-            options.variables.clone_from(&args.variables);
             let arguments = ["--long", "--exact", name].map(str::to_owned);
-            if run_suite(&suite, options, &arguments)? == 0 {
+            if nodes.run_suite(containerd, &arguments)? == 0 {
                 record.pass(&commit)?;
             } else {
-                failed.push(format!("{name} ({})", containerd.version()));
+                failed.push(name.as_str());
             }
         }
-    }
-    if !failed.is_empty() {
-        bail!("failed: {}", failed.join(", "));
-    }
-    Ok(())
+        if !failed.is_empty() {
+            bail!(
+                "failed under containerd {}: {}",
+                containerd.version(),
+                failed.join(", ")
+            );
+        }
+        Ok(())
+    })
 }
 
 /// The names of the long tests; listing them needs no node.

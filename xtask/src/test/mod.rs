@@ -5,8 +5,9 @@ mod long;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
 
 use crate::kernel::{self, KernelArgs};
@@ -103,28 +104,92 @@ fn unit() -> Result<()> {
 
 /// Runs the node suite in a node of each version; the suite's own output is ours.
 fn node_suite(args: &NodeArgs) -> Result<()> {
-    let release = dist::build(&KernelArgs::default())?;
-    let suite = build_suite()?;
+    let nodes = Nodes::build(args)?;
     let filter: Vec<String> = args.filter.iter().cloned().collect();
-    let mut failed = Vec::new();
-    for containerd in args.versions() {
-        eprintln!(
-            "xtask: node suite under containerd {}",
-            containerd.version()
-        );
-        let mut options = NodeOptions::new(containerd, release.clone());
-        options.variables.clone_from(&args.variables);
-        if run_suite(&suite, options, &filter)? != 0 {
-            failed.push(containerd.version());
+    nodes.in_each(|containerd| {
+        if nodes.run_suite(containerd, &filter)? != 0 {
+            bail!(
+                "the node suite failed under containerd {}",
+                containerd.version()
+            );
+        }
+        Ok(())
+    })
+}
+
+/// The nodes that a test runs in: one of each containerd version, all at the same time.
+struct Nodes {
+    versions: Vec<Containerd>,
+    variables: Vec<(String, String)>,
+    release: PathBuf,
+    suite: PathBuf,
+    kernel: PathBuf,
+}
+
+impl Nodes {
+    /// Builds everything that the nodes share.
+    fn build(args: &NodeArgs) -> Result<Self> {
+        let kernel_args = KernelArgs::default();
+        node::build()?;
+        Ok(Self {
+            versions: args.versions(),
+            variables: args.variables.clone(),
+            release: dist::build(&kernel_args)?,
+            suite: build_suite()?,
+            kernel: kernel::build(&kernel_args)?,
+        })
+    }
+
+    /// Carries `test` out for every version, and fails with all that failed.
+    fn in_each(&self, test: impl Fn(Containerd) -> Result<()> + Sync) -> Result<()> {
+        let errors: Vec<_> = thread::scope(|scope| {
+            let tests: Vec<_> = self
+                .versions
+                .iter()
+                .map(|&containerd| {
+                    let test = &test;
+                    scope.spawn(move || test(containerd))
+                })
+                .collect();
+            tests
+                .into_iter()
+                .filter_map(|test| match test.join() {
+                    Ok(result) => result.err(),
+                    Err(_) => Some(anyhow!("a test of ours panicked")),
+                })
+                .collect()
+        });
+        match errors.as_slice() {
+            [] => Ok(()),
+            errors => bail!(
+                "{}",
+                errors
+                    .iter()
+                    .map(|error| format!("{error:#}"))
+                    .collect::<Vec<_>>()
+                    .join("; ")
+            ),
         }
     }
-    if !failed.is_empty() {
-        bail!(
-            "the node suite failed under containerd {}",
-            failed.join(" and ")
-        );
+
+    /// Runs the suite in a node and returns its exit code.
+    fn run_suite(&self, containerd: Containerd, arguments: &[String]) -> Result<u8> {
+        let mut options = NodeOptions::new(containerd, self.release.clone());
+        options.is_one_of_several = self.versions.len() > 1;
+        options.variables.clone_from(&self.variables);
+        // A release has no bzImage, yet machines boot those, too.
+        let bzimage = self.kernel.join("bzImage").display().to_string();
+        options
+            .variables
+            .push(("PODVISOR_BZIMAGE".to_owned(), bzimage));
+        options
+            .shares
+            .push(Share::at_same_path(&workspace::target().join("release")));
+        options.shares.push(Share::at_same_path(&self.kernel));
+        let mut command = vec![self.suite.display().to_string()];
+        command.extend_from_slice(arguments);
+        node::run(&options, &command)
     }
-    Ok(())
 }
 
 /// Builds the suite's program and returns its path.
@@ -136,29 +201,4 @@ fn build_suite() -> Result<PathBuf> {
     )?;
     step.done();
     Ok(workspace::target().join("release/node-suite"))
-}
-
-/// Runs the suite in a node and returns its exit code.
-fn run_suite(
-    suite: &std::path::Path,
-    mut options: NodeOptions,
-    arguments: &[String],
-) -> Result<u8> {
-    options
-        .shares
-        .push(Share::at_same_path(&workspace::target().join("release")));
-    // A release has no bzImage, yet machines boot those, too.
-    let kernel = kernel::build(&KernelArgs::default())?;
-    options.shares.push(Share::at_same_path(&kernel));
-    let bzimage = kernel.join("bzImage").display().to_string();
-    options
-        .variables
-        .push(("PODVISOR_BZIMAGE".to_owned(), bzimage));
-    let mut command = vec![suite.display().to_string()];
-    command.extend_from_slice(arguments);
-    // An emulated node can die of its emulation, which says nothing of the suite: once more, from the start.
-    node::run(&options, &command).or_else(|error| {
-        eprintln!("xtask: the node died: {error:#}; starting another one");
-        node::run(&options, &command)
-    })
 }
