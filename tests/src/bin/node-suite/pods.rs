@@ -236,8 +236,10 @@ fn executions(cri: &Cri) -> Result<()> {
 }
 
 fn size(cri: &Cri) -> Result<()> {
+    // The limit alone gives no more processors than the node has, which may be one.
     let pod = PodBuilder::new(cri, Handler::Podvisor, "size")
         .cpus(2)
+        .annotation("podvisor.io/cpus", "2")
         .memory_mib(192)
         .run()?;
     let container = pod
