@@ -1,7 +1,8 @@
 //! What an idle pod takes of the host: its shim beyond the guest's own pages, the kernel on its
 //! behalf, and the guest's kernel and agent inside.
 //!
-//! Runs in a node. The pod has one sleeping container with three volumes, and is 60 s old.
+//! Runs in a node. The pod has one sleeping container with three volumes, and is 60 s old. How the
+//! guest's part grows with its size, its vCPUs and its containers is measured with other pods.
 
 use std::fs;
 use std::path::Path;
@@ -13,12 +14,73 @@ use podvisor_tests::{Cri, Handler, PodBuilder};
 
 /// The age at which a pod counts as idle.
 const AGE: Duration = Duration::from_secs(60);
+/// The age at which a guest's own memory is measured.
+const SETTLED: Duration = Duration::from_secs(5);
 /// The guest's memory; no other mapping of a shim is as large as half of it.
 const GUEST_MIB: i64 = 128;
 
+/// A guest whose own memory is measured: MiB, vCPUs, containers.
+#[derive(Clone, Copy)]
+struct Shape {
+    mib: u64,
+    vcpus: u32,
+    containers: u32,
+}
+
+/// The shape that the others are compared with; each of them differs in one respect.
+const SMALL: Shape = Shape {
+    mib: 128,
+    vcpus: 1,
+    containers: 1,
+};
+const LARGE: Shape = Shape { mib: 1152, ..SMALL };
+const WIDE: Shape = Shape { vcpus: 5, ..SMALL };
+const CROWDED: Shape = Shape {
+    containers: 5,
+    ..SMALL
+};
+
 fn main() -> Result<()> {
     let cri = Cri::connect()?;
-    let pod = PodBuilder::new(&cri, Handler::Podvisor, "memory")
+    idle_pod(&cri)?;
+    let small = guest_own(&cri, SMALL)?;
+    print_figure("memory.guest_own", small, "MB");
+    for (name, shape, steps) in [
+        ("memory.guest_per_gib", LARGE, 1.0),
+        ("memory.guest_per_vcpu", WIDE, 4.0),
+        ("memory.guest_per_container", CROWDED, 4.0),
+    ] {
+        print_figure(name, (guest_own(&cri, shape)? - small) / steps, "MB");
+    }
+    Ok(())
+}
+
+/// What a guest takes of its memory, in megabytes: kernel image, page structures, agent and the
+/// processes that sleep in its containers; all that does not count as available.
+fn guest_own(cri: &Cri, shape: Shape) -> Result<f64> {
+    let Shape {
+        mib,
+        vcpus,
+        containers,
+    } = shape;
+    eprintln!("a guest of {mib} MiB with {vcpus} vCPUs and {containers} containers");
+    let pod = PodBuilder::new(cri, Handler::Podvisor, "memory")
+        .memory_mib(i64::try_from(mib)?)
+        .annotation("podvisor.io/memory", &format!("{mib}Mi"))
+        .annotation("podvisor.io/cpus", &vcpus.to_string())
+        .run()?;
+    let mut idle = Vec::new();
+    for number in 0..containers {
+        idle.push(pod.container(&format!("idle{number}")).start()?);
+    }
+    std::thread::sleep(SETTLED);
+    let any = idle.first().context("no container")?;
+    let available = any.shell("awk '/MemAvailable/ {print $2}' /proc/meminfo")?;
+    Ok((mib << 20) as f64 / 1e6 - kib_to_mb(available.parse()?))
+}
+
+fn idle_pod(cri: &Cri) -> Result<()> {
+    let pod = PodBuilder::new(cri, Handler::Podvisor, "memory")
         .memory_mib(GUEST_MIB)
         .run()?;
     let mut container = pod.container("idle");

@@ -3,6 +3,7 @@
 //! Runs in a node: `pod [PAIRS]`. Time is the node's clock; only ratios carry over to other
 //! machines.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -24,6 +25,28 @@ struct Life {
     timeline: Vec<(String, f64)>,
 }
 
+/// A figure's name and what it measures of a life.
+type Step = (&'static str, fn(&Life) -> Duration);
+
+const STEPS: [Step; 7] = [
+    ("run", |life| life.run),
+    ("create", |life| life.create),
+    ("start_container", |life| life.start),
+    ("start", |life| life.run + life.create + life.start),
+    ("exec", |life| life.exec),
+    ("stop", |life| life.stop),
+    ("remove", |life| life.remove),
+];
+
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, step) in STEPS {
+            write!(f, "{name} {:.2} s ", step(self).as_secs_f64())?;
+        }
+        Ok(())
+    }
+}
+
 fn main() -> Result<()> {
     let pairs = std::env::args()
         .filter_map(|word| word.parse().ok())
@@ -35,15 +58,16 @@ fn main() -> Result<()> {
     }
     let mut lives = Vec::new();
     for pair in 0..pairs {
-        eprintln!("pair {} of {pairs}", pair + 1);
         // Whoever comes second finds warmer caches: take turns.
-        lives.push(if pair % 2 == 0 {
+        let (ours, runcs) = if pair % 2 == 0 {
             let ours = live(&cri, Handler::Podvisor)?;
             (ours, live(&cri, Handler::Runc)?)
         } else {
             let runcs = live(&cri, Handler::Runc)?;
             (live(&cri, Handler::Podvisor)?, runcs)
-        });
+        };
+        eprintln!("pair {} of {pairs}: {ours} beside {runcs}", pair + 1);
+        lives.push((ours, runcs));
     }
     report(&lives)
 }
@@ -93,17 +117,7 @@ fn read_timeline(path: &std::path::Path) -> Result<Vec<(String, f64)>> {
 }
 
 fn report(lives: &[(Life, Life)]) -> Result<()> {
-    type Step = (&'static str, fn(&Life) -> Duration);
-    let steps: [Step; 7] = [
-        ("run", |life| life.run),
-        ("create", |life| life.create),
-        ("start_container", |life| life.start),
-        ("start", |life| life.run + life.create + life.start),
-        ("exec", |life| life.exec),
-        ("stop", |life| life.stop),
-        ("remove", |life| life.remove),
-    ];
-    for (name, step) in steps {
+    for (name, step) in STEPS {
         let milliseconds = |of: fn(&(Life, Life)) -> &Life| -> Vec<f64> {
             lives
                 .iter()
@@ -128,6 +142,7 @@ fn report(lives: &[(Life, Life)]) -> Result<()> {
         print_figure(&format!("pod.{name}_ratio_low"), ratio.low, "ratio");
         print_figure(&format!("pod.{name}_ratio_high"), ratio.high, "ratio");
     }
+    report_phases(lives)?;
     let timelines: Vec<_> = lives.iter().map(|(ours, _)| &ours.timeline).collect();
     for (figure, phase) in [
         ("pod.create_to_ready", "agent ready"),
@@ -142,6 +157,26 @@ fn report(lives: &[(Life, Life)]) -> Result<()> {
         let times: Vec<f64> = times.collect::<Result<_>>()?;
         let median = Median::of(&times).context("too few pairs for an interval")?;
         print_figure(figure, median.value, "ms");
+    }
+    Ok(())
+}
+
+/// Prints where the time of a start goes, by the shim's own timeline.
+fn report_phases(lives: &[(Life, Life)]) -> Result<()> {
+    let (first, _) = lives.first().context("no pairs")?;
+    for (phase, _) in &first.timeline {
+        let times: Vec<f64> = lives
+            .iter()
+            .filter_map(|(ours, _)| ours.timeline.iter().find(|(name, _)| name == phase))
+            .map(|(_, us)| us / 1e3)
+            .collect();
+        if let Some(median) = Median::of(&times) {
+            print_figure(
+                &format!("pod.phase.{}", phase.replace(' ', "_")),
+                median.value,
+                "ms",
+            );
+        }
     }
     Ok(())
 }

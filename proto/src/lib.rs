@@ -11,5 +11,7 @@ pub mod cgroups;
 pub mod containerd;
 #[cfg(feature = "cri")]
 pub mod cri;
+#[cfg(feature = "quantity")]
+pub mod quantity;
 #[cfg(feature = "ttrpc")]
 pub mod ttrpc;

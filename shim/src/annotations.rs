@@ -3,10 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use podvisor_proto::quantity::{Quantity, QuantityError};
 use podvisor_vmm::{MemorySize, Vcpus};
 use thiserror::Error;
-
-use crate::quantity;
 
 /// All our keys begin so.
 pub const PREFIX: &str = "podvisor.io/";
@@ -65,8 +64,9 @@ const KEYS: [(&str, Read); 3] = [
         Ok(())
     }),
     ("memory", |annotations, value| {
-        let bytes = quantity::parse_bytes(value).map_err(|e| e.to_string())?;
-        annotations.memory = Some(MemorySize::from_bytes(bytes).map_err(|e| e.to_string())?);
+        let memory: Quantity = value.parse().map_err(|e: QuantityError| e.to_string())?;
+        let memory = MemorySize::from_bytes(memory.bytes());
+        annotations.memory = Some(memory.map_err(|e| e.to_string())?);
         Ok(())
     }),
     ("kernel-args", |annotations, value| {

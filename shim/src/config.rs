@@ -5,10 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use podvisor_proto::quantity::Quantity;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
-use crate::quantity::{self, QuantityError};
 use crate::release::Release;
 
 /// Where a node's configuration is unless containerd says otherwise.
@@ -29,7 +29,7 @@ pub struct Config {
     #[serde(deserialize_with = "duration")]
     pub agent_timeout: Duration,
     /// Memory in bytes for the containers of a pod that has no limit.
-    #[serde(deserialize_with = "quantity")]
+    #[serde(deserialize_with = "bytes")]
     pub default_memory: u64,
     /// Whether guest memory is backed by transparent huge pages.
     pub transparent_huge_pages: bool,
@@ -126,9 +126,8 @@ fn parse_duration(text: &str) -> Option<Duration> {
     }
 }
 
-fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    quantity::parse_bytes(&text).map_err(|e: QuantityError| serde::de::Error::custom(e))
+fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    Quantity::deserialize(deserializer).map(Quantity::bytes)
 }
 
 #[cfg(test)]

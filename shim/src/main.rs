@@ -23,7 +23,6 @@ mod info;
 mod io;
 mod log;
 mod pod;
-mod quantity;
 mod release;
 mod sandbox;
 mod server;

@@ -7,7 +7,6 @@ pub mod container;
 pub mod names;
 pub mod objects;
 pub mod pod;
-pub mod quantity;
 pub mod volume;
 
 use std::collections::BTreeMap;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use podvisor_proto::quantity::Quantity;
 use serde::Deserialize;
 
 use super::container::{Container, SeccompProfile};
 use super::names::Name;
 use super::objects::ObjectMeta;
-use super::quantity::Quantity;
 use super::volume::Volume;
 
 /// A pod.

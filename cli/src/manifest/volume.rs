@@ -1,9 +1,9 @@
 //! A volume of a pod, as far as `podvisor run` supports it.
 
+use podvisor_proto::quantity::Quantity;
 use serde::Deserialize;
 
 use super::names::{Key, Name, RelativePath};
-use super::quantity::Quantity;
 
 /// A volume. With no source it is an emptyDir, as in the API server.
 #[derive(Clone, Debug, Deserialize)]

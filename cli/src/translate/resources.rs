@@ -2,10 +2,10 @@
 //! pkg/kubelet/kuberuntime of Kubernetes).
 
 use podvisor_proto::cri::v1::LinuxContainerResources;
+use podvisor_proto::quantity::Quantity;
 
 use crate::manifest::container::{Container, Resources};
 use crate::manifest::pod::{PodSpec, ResourceList};
-use crate::manifest::quantity::Quantity;
 
 /// Length of a period of CPU time in microseconds.
 const CPU_PERIOD_US: i64 = 100_000;

@@ -5,7 +5,6 @@ use thiserror::Error;
 
 use super::bundle::Limits;
 use crate::annotations::Annotations;
-use crate::quantity::mib;
 
 /// What kernel, initial image and agent take of a guest, in bytes, whatever its size.
 const GUEST_BASE: u64 = 56 << 20;
@@ -120,6 +119,11 @@ fn processors(limits: Limits, host_cpus: u32) -> Vcpus {
     let most = u64::from(host_cpus.clamp(1, Vcpus::MAX.into()));
     let count = u32::try_from(wanted.clamp(1, most)).unwrap_or(1);
     Vcpus::try_from(count).unwrap_or(Vcpus::MIN)
+}
+
+/// A size for people: whole MiB, rounded up.
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Kubernetes quantities: `500m`, `128Mi`, `1.5`, `2e3`.
+//! Kubernetes quantities: `500m`, `128Mi`, `1.5`, `2e3` (apimachinery,
+//! `pkg/api/resource/quantity.go`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +11,7 @@ use thiserror::Error;
 const NANOS_PER_UNIT: i128 = 1_000_000_000;
 const NANOS_PER_MILLI: i128 = 1_000_000;
 
-/// An amount of something that a manifest asks for; never negative, exact to a billionth.
+/// An amount of something that people write down: CPUs, bytes; never negative, exact to a billionth.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Quantity {
     nanos: i128,
@@ -29,9 +30,14 @@ impl Quantity {
         saturate(div_ceil(self.nanos, NANOS_PER_MILLI))
     }
 
-    /// In whole units, as bytes are counted; rounded up.
+    /// In whole units, as CRI counts bytes; rounded up.
     pub fn units(self) -> i64 {
         saturate(div_ceil(self.nanos, NANOS_PER_UNIT))
+    }
+
+    /// In whole units, as a machine's memory is counted; rounded up.
+    pub fn bytes(self) -> u64 {
+        self.units().unsigned_abs()
     }
 }
 
