@@ -12,6 +12,8 @@ use podvisor_tests::{Cri, Handler, PodBuilder};
 
 /// Pairs that are measured unless told otherwise.
 const PAIRS: usize = 15;
+/// No pair begins after this time: on a busy machine there are fewer, and the intervals are wider.
+const LIMIT: Duration = Duration::from_mins(10);
 
 /// How long each step of one pod's life took.
 struct Life {
@@ -56,8 +58,12 @@ fn main() -> Result<()> {
     for handler in [Handler::Podvisor, Handler::Runc] {
         live(&cri, handler).with_context(|| format!("warm-up with {handler:?}"))?;
     }
+    let begun = Instant::now();
     let mut lives = Vec::new();
     for pair in 0..pairs {
+        if begun.elapsed() > LIMIT {
+            break;
+        }
         // Whoever comes second finds warmer caches: take turns.
         let (ours, runcs) = if pair % 2 == 0 {
             let ours = live(&cri, Handler::Podvisor)?;
@@ -142,6 +148,7 @@ fn report(lives: &[(Life, Life)]) -> Result<()> {
         print_figure(&format!("pod.{name}_ratio_low"), ratio.low, "ratio");
         print_figure(&format!("pod.{name}_ratio_high"), ratio.high, "ratio");
     }
+    print_figure("pod.pairs", lives.len() as f64, "pairs");
     report_phases(lives)?;
     let timelines: Vec<_> = lives.iter().map(|(ours, _)| &ours.timeline).collect();
     for (figure, phase) in [
