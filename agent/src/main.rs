@@ -10,6 +10,7 @@ mod cgroup;
 mod clock;
 mod container;
 mod events;
+mod forward;
 mod log;
 mod network;
 mod oci;

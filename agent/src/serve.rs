@@ -1,16 +1,17 @@
-//! The agent's life after boot: one thread, one runtime, two vsock ports.
+//! The agent's life after boot: one thread, one runtime, three vsock ports.
 
 use std::io;
 use std::sync::Arc;
 
 use podvisor_proto::agent::v1::{AgentServer, Ready};
-use podvisor_proto::agent::{AGENT_PORT, PROTOCOL_VERSION, READY_PORT, STREAM_PORT};
+use podvisor_proto::agent::{AGENT_PORT, FORWARD_PORT, PROTOCOL_VERSION, READY_PORT, STREAM_PORT};
 use podvisor_proto::ttrpc::Server;
 use prost::Message as _;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::clock;
 use crate::container::{Containers, watch_memory};
+use crate::forward;
 use crate::reaper::Reaper;
 use crate::service::AgentService;
 use crate::streams;
@@ -44,9 +45,10 @@ pub fn run(started_ns: u64) -> Result<(), ServeError> {
 async fn serve(started_ns: u64) -> Result<(), ServeError> {
     let reaper = Reaper::new().map_err(failed("listen for ended children"))?;
     let containers = Arc::new(Containers::new().map_err(failed("watch memory"))?);
-    // Both ports are bound before any container exists that could take them.
+    // All ports are bound before any container exists that could take them.
     let calls = VsockListener::bind(AGENT_PORT).map_err(failed("listen for calls"))?;
     let streams = VsockListener::bind(STREAM_PORT).map_err(failed("listen for streams"))?;
+    let forwards = VsockListener::bind(FORWARD_PORT).map_err(failed("listen for forwards"))?;
     let service = AgentService::new(containers.clone());
     let server = Server::new().with_service(AgentServer::new(Arc::new(service)));
     send_ready(started_ns)
@@ -57,6 +59,7 @@ async fn serve(started_ns: u64) -> Result<(), ServeError> {
         result = reaper.run(|ended| containers.reaped(ended)) => result.map_err(failed("reap")),
         result = serve_calls(calls, server) => result.map_err(failed("accept calls")),
         result = serve_streams(streams, &containers) => result.map_err(failed("accept streams")),
+        result = serve_forwards(forwards) => result.map_err(failed("accept forwards")),
     }
 }
 
@@ -94,5 +97,12 @@ async fn serve_streams(listener: VsockListener, containers: &Containers) -> io::
     loop {
         let connection = listener.accept().await?;
         tokio::spawn(streams::accept(containers.streams.clone(), connection));
+    }
+}
+
+async fn serve_forwards(listener: VsockListener) -> io::Result<()> {
+    loop {
+        let connection = listener.accept().await?;
+        tokio::spawn(forward::serve(connection));
     }
 }

@@ -9,6 +9,9 @@ pub const READY_PORT: u32 = 1024;
 pub const AGENT_PORT: u32 = 1025;
 /// Guest port that takes stdio streams, each opened by a stream token.
 pub const STREAM_PORT: u32 = 1026;
+/// Guest port that takes connections to the guest's services, each opened by a
+/// [`ForwardRequest`](crate::agent::v1::ForwardRequest).
+pub const FORWARD_PORT: u32 = 1027;
 
 /// Length of a stream token in bytes.
 pub const STREAM_TOKEN_LEN: usize = 16;

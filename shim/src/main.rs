@@ -8,7 +8,8 @@
 //! bootstrap ─► server ─► service ─► sandbox ─► guest (machine, agent)
 //!                                      ├─► pod   (what a spec asks for; pure)
 //!                                      ├─► host  (privileged work)
-//!                                      └─► io    (standard streams)
+//!                                      ├─► io    (standard streams)
+//!                                      └─► forward (connections to the pod's ports)
 //! ```
 
 mod annotations;
@@ -17,6 +18,7 @@ mod bootstrap;
 mod config;
 mod delete;
 mod events;
+mod forward;
 mod guest;
 mod host;
 mod info;

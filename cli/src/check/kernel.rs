@@ -14,10 +14,15 @@ const MODULES: [(&str, &str); 3] = [
 /// Controllers that a pod's limits need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
-/// Devices, modules, control groups.
+/// The first kernel with programs that look sockets up, and the file that a kernel with BPF has.
+const SOCKET_LOOKUP_VERSION: (u32, u32) = (5, 9);
+const BPF_FILE: &str = "/proc/sys/kernel/unprivileged_bpf_disabled";
+
+/// Devices, modules, control groups, programs.
 pub fn checks() -> Vec<Check> {
-    let mut checks = vec![tun(), cgroups()];
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let has_bpf = Path::new(BPF_FILE).exists();
+    let mut checks = vec![tun(), cgroups(), port_forwarding(release.trim(), has_bpf)];
     let folder = Path::new("/lib/modules").join(release.trim());
     let list = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
     let modules = Modules {
@@ -62,6 +67,27 @@ fn cgroups() -> Check {
     }
 }
 
+/// Whether connections made in a pod's network namespace can be led to its machine.
+fn port_forwarding(release: &str, has_bpf: bool) -> Check {
+    let name = "port forwarding";
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse().unwrap_or_default());
+    let version = (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    );
+    if version >= SOCKET_LOOKUP_VERSION && has_bpf {
+        return Check::good(name, format!("Linux {release} with BPF"));
+    }
+    let with = if has_bpf { "" } else { " without BPF" };
+    Check::bad(
+        name,
+        format!("Linux {release}{with}"),
+        "use Linux 5.9 or later with CONFIG_BPF_SYSCALL: kubectl port-forward needs it",
+    )
+}
+
 /// What a kernel has, as its module folder lists it.
 struct Modules {
     built_in: String,
@@ -92,6 +118,15 @@ impl Modules {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_old_kernel_and_one_without_bpf_forward_no_ports() {
+        assert!(port_forwarding("6.12.48+deb13-amd64", true).ok);
+        assert!(port_forwarding("5.9.0", true).ok);
+        for (release, has_bpf) in [("5.8.18", true), ("4.19.0-27", true), ("6.1.0", false)] {
+            assert!(!port_forwarding(release, has_bpf).ok, "{release}");
+        }
+    }
 
     #[test]
     fn a_module_is_found_by_its_file() {

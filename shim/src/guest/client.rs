@@ -12,8 +12,8 @@ use tokio::io::AsyncReadExt;
 
 use super::{Machine, Stream};
 
-/// The ready message is some hundred bytes; a longer one is none.
-const READY_LEN_MAX: usize = 4096;
+/// Messages that come with their length are some hundred bytes; a longer one is none.
+const MESSAGE_LEN_MAX: usize = 4096;
 
 /// Why the agent cannot be talked to.
 #[derive(Debug, Error)]
@@ -21,9 +21,9 @@ pub enum AgentError {
     /// The connection failed.
     #[error("the agent's connection failed")]
     Io(#[from] std::io::Error),
-    /// The ready message makes no sense.
-    #[error("the agent's ready message is not understood")]
-    Ready,
+    /// A message makes no sense.
+    #[error("a message of the agent is not understood")]
+    Malformed,
     /// Kernel image and shim are of different releases.
     #[error("the agent speaks version {agent} of the API, this program {PROTOCOL_VERSION}")]
     Version {
@@ -39,7 +39,7 @@ pub enum AgentError {
 pub async fn wait_ready(machine: &dyn Machine) -> Result<Ready, AgentError> {
     let mut stream = machine.accept_ready().await?;
     let ready = read_delimited(&mut stream).await?;
-    let ready = Ready::decode(ready.as_slice()).map_err(|_| AgentError::Ready)?;
+    let ready = Ready::decode(ready.as_slice()).map_err(|_| AgentError::Malformed)?;
     if ready.protocol_version != PROTOCOL_VERSION {
         return Err(AgentError::Version {
             agent: ready.protocol_version,
@@ -59,14 +59,17 @@ pub async fn connect(machine: &dyn Machine, timeout: Duration) -> Result<AgentCl
 }
 
 /// Reads one message with its length before it, as a varint of at most two bytes.
-async fn read_delimited(stream: &mut Stream) -> Result<Vec<u8>, AgentError> {
+///
+/// # Errors
+/// [`AgentError::Io`], [`AgentError::Malformed`] for a length that no message has.
+pub async fn read_delimited(stream: &mut Stream) -> Result<Vec<u8>, AgentError> {
     let low = stream.read_u8().await?;
     let mut len = usize::from(low & 0x7f);
     if low & 0x80 != 0 {
         len |= usize::from(stream.read_u8().await?) << 7;
     }
-    if len > READY_LEN_MAX {
-        return Err(AgentError::Ready);
+    if len > MESSAGE_LEN_MAX {
+        return Err(AgentError::Malformed);
     }
     let mut message = vec![0; len];
     stream.read_exact(&mut message).await?;
@@ -94,10 +97,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_length_that_no_ready_message_has_is_refused() {
+    async fn a_length_that_no_message_has_is_refused() {
         assert!(matches!(
             read(&[0xff, 0xff, 1]).await,
-            Err(AgentError::Ready)
+            Err(AgentError::Malformed)
         ));
         assert!(matches!(read(&[5, 1]).await, Err(AgentError::Io(_))));
     }

@@ -10,8 +10,8 @@ use podvisor_proto::agent::v1::NetworkConfig;
 
 use super::route_socket::RouteSocket;
 use super::{
-    HostError, HostOps, NetworkRequest, Nic, RootfsRequest, namespace, redirect, rootfs, scan,
-    setup,
+    HostError, HostOps, NamespaceListeners, NetworkRequest, Nic, RootfsRequest, listeners,
+    namespace, redirect, rootfs, scan, setup,
 };
 
 /// Names of taps start so.
@@ -69,6 +69,10 @@ impl HostOps for LocalHost {
             }
             Ok(())
         })?
+    }
+
+    fn listen(&self, request: &NetworkRequest) -> Result<NamespaceListeners, HostError> {
+        Ok(listeners::open(&request.namespace)?)
     }
 
     fn mount_rootfs(&self, request: &RootfsRequest) -> Result<(), HostError> {

@@ -2,6 +2,7 @@
 //! can be serialised, so that it could move into a process of its own.
 
 pub mod cgroup;
+mod listeners;
 mod local;
 mod mount_options;
 mod namespace;
@@ -12,6 +13,7 @@ mod rootfs;
 mod route_socket;
 mod scan;
 mod setup;
+mod sk_lookup;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,7 @@ use podvisor_proto::agent::v1::NetworkConfig;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use listeners::{ListenError, NamespaceListeners};
 pub use local::LocalHost;
 pub use namespace::NamespaceError;
 pub use rootfs::{MountError, unmount_all};
@@ -48,6 +51,12 @@ pub trait HostOps: Send + Sync + 'static {
     /// # Errors
     /// [`HostError`].
     fn release_network(&self, request: &NetworkRequest) -> Result<(), HostError>;
+
+    /// Takes all TCP connections that are made inside the namespace.
+    ///
+    /// # Errors
+    /// [`HostError::Listen`]; nothing is changed then.
+    fn listen(&self, request: &NetworkRequest) -> Result<NamespaceListeners, HostError>;
 
     /// Mounts a container's root file system.
     ///
@@ -133,6 +142,9 @@ pub enum HostError {
         /// Why.
         source: TapError,
     },
+    /// Connections cannot be taken.
+    #[error("cannot take connections to the pod's ports")]
+    Listen(#[from] ListenError),
     /// The pod cannot be set up.
     #[error(transparent)]
     Setup(#[from] SetupError),

@@ -89,7 +89,14 @@ async fn copy_input(receiver: pipe::Receiver, mut stream: Stream) {
     std::future::pending::<()>().await;
 }
 
-async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
+/// Moves all bytes until their end, which is not passed on.
+///
+/// # Errors
+/// What either side says.
+pub async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
     let mut piece = vec![0; PIECE_LEN];
     loop {
         let len = from.read(&mut piece).await?;

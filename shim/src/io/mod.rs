@@ -7,7 +7,7 @@ mod input;
 mod output;
 
 pub use address::{StdioAddress, StdioError};
-pub use copy::{Streams, attach};
+pub use copy::{Streams, attach, copy};
 
 /// Where containerd wants a process's streams.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

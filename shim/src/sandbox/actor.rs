@@ -17,7 +17,9 @@ use super::task::Tasks;
 use super::undo::Hands;
 use super::work::{self, Message, Outbox};
 use crate::events::{Event, Publisher};
+use crate::forward;
 use crate::guest::boot::BootTools;
+use crate::host::NetworkRequest;
 
 /// What a pod's owner is told at its start.
 pub struct Settings {
@@ -53,6 +55,8 @@ pub struct Actor {
     pub(super) tasks: Tasks,
     /// The pod's network namespace while there is a redirect in it.
     pub(super) network: Option<PathBuf>,
+    /// Forwards the pod's ports, once a container was started.
+    pub(super) forwarding: Option<AbortHandle>,
     /// The signal by which the pod is being ended.
     pub(super) ending_signal: Option<u32>,
     inbox: mpsc::UnboundedReceiver<Message>,
@@ -71,6 +75,7 @@ impl Actor {
             guest: GuestState::None,
             tasks: Tasks::default(),
             network: None,
+            forwarding: None,
             ending_signal: None,
             inbox,
             outbox,
@@ -247,6 +252,23 @@ impl Actor {
         }
         self.apply(id, ProcessEvent::Started);
         let _ = reply.send(Ok(()));
+        if id.is_init() {
+            self.forward_ports(&id.container);
+        }
+    }
+
+    /// Begins to forward the pod's ports, at the start of its first container: before it nothing
+    /// could answer, and a pod's own start does not wait for it.
+    fn forward_ports(&mut self, container: &str) {
+        let is_sandbox = self.tasks.task(container).is_ok_and(|task| task.is_sandbox);
+        if is_sandbox || self.forwarding.is_some() {
+            return;
+        }
+        let (Some(namespace), Ok(hands)) = (self.network.clone(), self.hands()) else {
+            return;
+        };
+        let serving = forward::serve(hands.host, NetworkRequest { namespace }, hands.machine);
+        self.forwarding = Some(tokio::spawn(serving).abort_handle());
     }
 
     /// Notes when the pod, and then its first container, were started.

@@ -136,8 +136,12 @@ impl Actor {
         self.release_network();
     }
 
-    /// Removes the redirect from the pod's network namespace, if there is one.
+    /// Takes no more connections from the pod's network namespace and removes the redirect from
+    /// it, if there is one.
     pub(super) fn release_network(&mut self) {
+        if let Some(forwarding) = self.forwarding.take() {
+            forwarding.abort();
+        }
         let Some(namespace) = self.network.take() else {
             return;
         };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -9,15 +10,15 @@ use std::time::Duration;
 
 use podvisor_devices::fs::{ExportError, ExportOptions};
 use podvisor_proto::agent::v1::*;
-use podvisor_proto::agent::{AGENT_PORT, PROTOCOL_VERSION, READY_PORT};
+use podvisor_proto::agent::{AGENT_PORT, FORWARD_PORT, PROTOCOL_VERSION, READY_PORT};
 use podvisor_proto::ttrpc::{Server, Status};
 use podvisor_vmm::{EndReason, Phase};
 use prost::Message;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, watch};
 
 use crate::guest::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
-use crate::host::{HostError, HostOps, NetworkRequest, Nic, RootfsRequest};
+use crate::host::{HostError, HostOps, NamespaceListeners, NetworkRequest, Nic, RootfsRequest};
 
 /// What a test can see and steer.
 #[derive(Default)]
@@ -34,11 +35,13 @@ pub struct State {
     pub exports: BTreeSet<String>,
     pub mounted: BTreeSet<String>,
     pub redirected: bool,
+    /// Where connections to the pod's ports are taken.
+    pub listening: Option<SocketAddr>,
     pub oom_score: Option<i64>,
     pub events: Vec<Event>,
     /// The agent never answers to signals.
     pub deaf: bool,
-    /// The agent refuses to make containers.
+    /// The agent refuses to make containers, and to connect to services.
     pub refuses: bool,
     /// The agent never becomes ready.
     pub silent: bool,
@@ -107,6 +110,9 @@ impl Machine for FakeMachine {
                 let agent = Arc::new(FakeAgent(guest));
                 let server = Server::new().with_service(AgentServer::new(agent));
                 tokio::spawn(async move { server.serve(theirs).await });
+            } else if port == FORWARD_PORT {
+                let refuses = guest.state.lock().unwrap().refuses;
+                tokio::spawn(echo(theirs, refuses));
             }
             Ok(Box::new(ours) as Stream)
         })
@@ -148,6 +154,25 @@ impl Machine for FakeMachine {
             Err(ExportError::Missing(name.to_owned()))
         }
     }
+}
+
+/// A service that says who was dialled, and then what it was told once it was told everything.
+async fn echo(mut stream: DuplexStream, refuses: bool) -> io::Result<()> {
+    let mut request = vec![0; usize::from(stream.read_u8().await?)];
+    stream.read_exact(&mut request).await?;
+    let request = ForwardRequest::decode(request.as_slice())?;
+    let error = if refuses { "nobody listens" } else { "" };
+    let reply = ForwardReply {
+        error: error.to_owned(),
+    };
+    let reply = reply.encode_length_delimited_to_vec();
+    stream.write_all(&reply).await?;
+    if refuses {
+        return Ok(());
+    }
+    let mut said = format!("{:?}:{} ", request.address, request.port).into_bytes();
+    stream.read_to_end(&mut said).await?;
+    stream.write_all(&said).await
 }
 
 struct FakeAgent(Arc<Guest>);
@@ -321,6 +346,17 @@ impl HostOps for FakeHost {
     fn release_network(&self, _: &NetworkRequest) -> Result<(), HostError> {
         self.0.state.lock().unwrap().redirected = false;
         Ok(())
+    }
+    fn listen(&self, _: &NetworkRequest) -> Result<NamespaceListeners, HostError> {
+        let ipv4 = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        ipv4.set_nonblocking(true).unwrap();
+        self.0.state.lock().unwrap().listening = ipv4.local_addr().ok();
+        self.0.changed.notify_waiters();
+        Ok(NamespaceListeners {
+            ipv4,
+            ipv6: None,
+            steering: std::fs::File::open("/").unwrap().into(),
+        })
     }
     fn mount_rootfs(&self, request: &RootfsRequest) -> Result<(), HostError> {
         let target = request.target.display().to_string();

@@ -1,6 +1,7 @@
 //! A pod over a guest that is a table, through the very service that containerd calls.
 
 mod fake;
+mod ports;
 
 use std::sync::Arc;
 use std::time::Duration;
