@@ -1,6 +1,6 @@
 //! A container of a test pod and what runs in it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -9,7 +9,7 @@ use podvisor_proto::cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStats, ContainerStatsRequest,
     ContainerStatus, ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ImageSpec,
     Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, Mount,
-    RemoveContainerRequest, StartContainerRequest, StopContainerRequest,
+    RemoveContainerRequest, ReopenContainerLogRequest, StartContainerRequest, StopContainerRequest,
 };
 use podvisor_proto::cri::v1::{
     LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, SecurityProfile,
@@ -166,6 +166,20 @@ impl<'p, 'c> ContainerBuilder<'p, 'c> {
         self
     }
 
+    /// Keeps standard input open until the first who was attached goes.
+    #[must_use]
+    pub fn stdin_once(mut self) -> Self {
+        self.config.stdin_once = true;
+        self.stdin()
+    }
+
+    /// Gives the command a terminal.
+    #[must_use]
+    pub fn terminal(mut self) -> Self {
+        self.config.tty = true;
+        self
+    }
+
     fn resources(&mut self) -> &mut LinuxContainerResources {
         self.linux.resources.get_or_insert_default()
     }
@@ -251,7 +265,7 @@ pub struct ExecOutput {
 
 /// A container of a pod; it goes with its pod.
 pub struct Container<'p, 'c> {
-    pod: &'p Pod<'c>,
+    pub(crate) pod: &'p Pod<'c>,
     /// The container's id.
     pub id: String,
     log_path: String,
@@ -279,10 +293,19 @@ impl Container<'_, '_> {
     /// # Errors
     /// What containerd answered; an exit code other than 0 is no error.
     pub fn exec(&self, command: &[&str]) -> Result<ExecOutput> {
+        self.exec_within(command, Duration::ZERO)
+    }
+
+    /// Runs a command to its end, or to a limit in whole seconds; zero is none.
+    ///
+    /// # Errors
+    /// What containerd answered, `DeadlineExceeded` at the limit; an exit code other than 0 is no
+    /// error.
+    pub fn exec_within(&self, command: &[&str], limit: Duration) -> Result<ExecOutput> {
         let request = ExecSyncRequest {
             container_id: self.id.clone(),
             cmd: command.iter().map(|&word| word.into()).collect(),
-            timeout: 0,
+            timeout: i64::try_from(limit.as_secs())?,
         };
         let answer = self
             .pod
@@ -342,12 +365,34 @@ impl Container<'_, '_> {
         })
     }
 
+    /// The file that containerd writes the container's log to.
+    #[must_use]
+    pub fn log_path(&self) -> PathBuf {
+        self.pod.log_folder().join(&self.log_path)
+    }
+
+    /// Makes containerd write the log to a new file of the same name.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn reopen_log(&self) -> Result<()> {
+        let request = ReopenContainerLogRequest {
+            container_id: self.id.clone(),
+        };
+        self.pod
+            .cri
+            .call("ReopenContainerLog", |mut c| async move {
+                c.reopen_container_log(request).await
+            })
+            .map(drop)
+    }
+
     /// What the container has written so far.
     ///
     /// # Errors
     /// When the log cannot be read.
     pub fn log(&self) -> Result<ContainerLog> {
-        let path = self.pod.log_folder().join(&self.log_path);
+        let path = self.log_path();
         let content = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         ContainerLog::parse(&String::from_utf8_lossy(&content))
     }

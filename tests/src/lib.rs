@@ -10,6 +10,7 @@ pub mod initial_image;
 pub mod log_file;
 pub mod node;
 pub mod pod;
+pub mod streaming;
 pub mod task;
 pub mod wait;
 
@@ -17,3 +18,4 @@ pub use container::{Container, ContainerBuilder, ExecOutput};
 pub use cri::Cri;
 pub use initial_image::InitialImage;
 pub use pod::{Handler, Pod, PodBuilder};
+pub use streaming::Session;

@@ -8,14 +8,17 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
+mod attach;
 mod bad_input;
 mod case;
 #[cfg(test)]
 mod compatibility;
 mod failures;
 mod lifecycle;
+mod logs;
 mod network;
 mod pods;
+mod ports;
 mod refusals;
 mod streams;
 mod vm;
@@ -26,6 +29,9 @@ fn cases() -> Vec<Case> {
     [
         pods::cases(),
         streams::cases(),
+        attach::cases(),
+        logs::cases(),
+        ports::cases(),
         lifecycle::cases(),
         network::cases(),
         refusals::cases(),

@@ -1,0 +1,273 @@
+//! Streams through CRI's streaming server, as the kubelet offers them to `kubectl`: over WebSocket,
+//! where every message begins with the number of its channel (`v4.channel.k8s.io`,
+//! k8s.io/apimachinery, pkg/util/httpstream/wsstream).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use nix::sched::{CloneFlags, setns};
+use podvisor_proto::cri::v1::{AttachRequest, ExecRequest, PortForwardRequest};
+use tungstenite::client::IntoClientRequest as _;
+use tungstenite::http::HeaderValue;
+use tungstenite::{Error, Message, WebSocket};
+
+use crate::container::Container;
+use crate::pod::Pod;
+
+/// Channels of commands and attachments.
+pub mod channel {
+    /// Standard input.
+    pub const STDIN: u8 = 0;
+    /// Standard output.
+    pub const STDOUT: u8 = 1;
+    /// Standard error.
+    pub const STDERR: u8 = 2;
+    /// How it ended: a `v1.Status` in JSON.
+    pub const STATUS: u8 = 3;
+    /// Sizes for the terminal, in JSON.
+    pub const RESIZE: u8 = 4;
+}
+
+/// Channels of the first forwarded port; each begins with the port in two bytes.
+pub mod port_channel {
+    /// The connection's bytes, both ways.
+    pub const DATA: u8 = 0;
+    /// Why it failed.
+    pub const ERROR: u8 = 1;
+}
+
+const PROTOCOL: &str = "v4.channel.k8s.io";
+/// No stream of a healthy node is silent for longer when something is awaited.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// What a stream is connected to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Standard input.
+    pub stdin: bool,
+    /// A terminal; then there is no standard error.
+    pub terminal: bool,
+}
+
+/// An open stream.
+pub struct Session {
+    socket: WebSocket<TcpStream>,
+    received: Received,
+}
+
+/// What has arrived, by channel.
+#[derive(Debug, Default)]
+pub struct Received(BTreeMap<u8, Vec<u8>>);
+
+impl Received {
+    /// The bytes of a channel.
+    #[must_use]
+    pub fn bytes(&self, channel: u8) -> &[u8] {
+        self.0.get(&channel).map_or(&[], Vec::as_slice)
+    }
+
+    /// A channel as text.
+    #[must_use]
+    pub fn text(&self, channel: u8) -> String {
+        String::from_utf8_lossy(self.bytes(channel)).into_owned()
+    }
+}
+
+impl Session {
+    fn connect(url: &str) -> Result<Self> {
+        let authority = url
+            .strip_prefix("http://")
+            .and_then(|rest| rest.split('/').next())
+            .with_context(|| format!("not a plain URL: {url}"))?;
+        let socket = TcpStream::connect(authority).with_context(|| authority.to_owned())?;
+        socket.set_read_timeout(Some(SILENCE))?;
+        let mut request = url.replacen("http", "ws", 1).into_client_request()?;
+        let protocol = HeaderValue::from_static(PROTOCOL);
+        request
+            .headers_mut()
+            .insert("Sec-WebSocket-Protocol", protocol);
+        let (socket, _) = tungstenite::client(request, socket)
+            .map_err(|error| anyhow::anyhow!("WebSocket handshake at {url}: {error}"))?;
+        Ok(Self {
+            socket,
+            received: Received::default(),
+        })
+    }
+
+    /// Sends bytes on a channel.
+    ///
+    /// # Errors
+    /// When the stream is broken.
+    pub fn send(&mut self, channel: u8, data: &[u8]) -> Result<()> {
+        let message = [&[channel], data].concat();
+        Ok(self.socket.send(Message::Binary(message.into()))?)
+    }
+
+    /// Sets the size of the terminal.
+    ///
+    /// # Errors
+    /// When the stream is broken.
+    pub fn resize(&mut self, columns: u16, rows: u16) -> Result<()> {
+        let size = format!(r#"{{"Width":{columns},"Height":{rows}}}"#);
+        self.send(channel::RESIZE, size.as_bytes())
+    }
+
+    /// Waits until what has arrived on a channel ends with `text`.
+    ///
+    /// # Errors
+    /// When the stream ends before, or is silent for a minute.
+    pub fn wait_for(&mut self, channel: u8, text: &str) -> Result<()> {
+        while !self.received.bytes(channel).ends_with(text.as_bytes()) {
+            if !self.receive()? {
+                bail!("the stream ended before {text:?}: {:?}", self.received);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a channel has `len` bytes.
+    ///
+    /// # Errors
+    /// When the stream ends before, or is silent for a minute.
+    pub fn wait_for_len(&mut self, channel: u8, len: usize) -> Result<()> {
+        while self.received.bytes(channel).len() < len {
+            if !self.receive()? {
+                let got = self.received.bytes(channel).len();
+                bail!("the stream ended after {got} of {len} bytes");
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the server ends the stream, and yields all that has arrived.
+    ///
+    /// # Errors
+    /// When the stream is silent for a minute.
+    pub fn finish(mut self) -> Result<Received> {
+        while self.receive()? {}
+        Ok(self.received)
+    }
+
+    /// Takes what has arrived so far on all channels.
+    pub fn take(&mut self) -> Received {
+        std::mem::take(&mut self.received)
+    }
+
+    /// Receives a message; false at the stream's end.
+    fn receive(&mut self) -> Result<bool> {
+        let message = match self.socket.read() {
+            Ok(Message::Binary(message)) => message,
+            Ok(Message::Close(_)) | Err(Error::ConnectionClosed) => return Ok(false),
+            Ok(_) => return Ok(true),
+            // containerd closes without the closing handshake.
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+                return Ok(false);
+            }
+            Err(Error::Protocol(
+                tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+            )) => return Ok(false),
+            Err(error) => return Err(error).context("read a stream"),
+        };
+        if let Some((channel, data)) = message.split_first() {
+            self.received.0.entry(*channel).or_default().extend(data);
+        }
+        Ok(true)
+    }
+}
+
+impl Container<'_, '_> {
+    /// Runs a command with its streams open.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn exec_stream(&self, command: &[&str], wanted: Wanted) -> Result<Session> {
+        let request = ExecRequest {
+            container_id: self.id.clone(),
+            cmd: command.iter().map(|&word| word.into()).collect(),
+            tty: wanted.terminal,
+            stdin: wanted.stdin,
+            stdout: true,
+            stderr: !wanted.terminal,
+        };
+        let answer = self
+            .pod
+            .cri
+            .call("Exec", |mut c| async move { c.exec(request).await })?;
+        Session::connect(&answer.url)
+    }
+
+    /// Attaches to the container's own streams.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn attach(&self, wanted: Wanted) -> Result<Session> {
+        let request = AttachRequest {
+            container_id: self.id.clone(),
+            stdin: wanted.stdin,
+            tty: wanted.terminal,
+            stdout: true,
+            stderr: !wanted.terminal,
+        };
+        let answer = self
+            .pod
+            .cri
+            .call("Attach", |mut c| async move { c.attach(request).await })?;
+        Session::connect(&answer.url)
+    }
+}
+
+impl Pod<'_> {
+    /// Connects to a port of the pod through containerd.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn port_forward(&self, port: u16) -> Result<Session> {
+        let request = PortForwardRequest {
+            pod_sandbox_id: self.id.clone(),
+            port: vec![port.into()],
+        };
+        let answer = self.cri.call("PortForward", |mut c| async move {
+            c.port_forward(request).await
+        })?;
+        let mut session = Session::connect(&answer.url)?;
+        for channel in [port_channel::DATA, port_channel::ERROR] {
+            session.wait_for_len(channel, size_of::<u16>())?;
+        }
+        session.take();
+        Ok(session)
+    }
+
+    /// Connects to an address from inside the pod's network namespace on the node, as containerd
+    /// does for a forwarded port.
+    ///
+    /// # Errors
+    /// When the connection is refused.
+    pub fn dial(&self, address: SocketAddr) -> Result<TcpStream> {
+        let namespace = std::fs::File::open(self.network_namespace()?)?;
+        let dialling = std::thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            TcpStream::connect(address)
+        });
+        let dialled = dialling.join();
+        let dialled = dialled.map_err(|_| anyhow::anyhow!("the dialling thread panicked"))?;
+        let stream = dialled.with_context(|| format!("dial {address} in the pod's namespace"))?;
+        stream.set_read_timeout(Some(SILENCE))?;
+        Ok(stream)
+    }
+
+    /// The pod's network namespace on the node.
+    fn network_namespace(&self) -> Result<String> {
+        const FOLDER: &str = "/var/run/netns/";
+        let file = self.bundle().join("config.json");
+        let spec =
+            std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let name = spec
+            .split_once(FOLDER)
+            .and_then(|(_, rest)| rest.split_once('"'))
+            .with_context(|| format!("no network namespace in {}", file.display()))?;
+        Ok(format!("{FOLDER}{}", name.0))
+    }
+}
