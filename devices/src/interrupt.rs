@@ -1,6 +1,9 @@
 //! How devices reach the guest's interrupt controllers, without knowing which there are.
 
 use std::io;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
 
 /// A message-signalled interrupt: a write of `data` to `address` (PCI 3.0, 6.8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +22,24 @@ pub trait MsiSink: Send + Sync {
     /// When the hypervisor refuses the message, which a guest can provoke by programming a
     /// nonsensical address: callers count it and go on.
     fn signal(&self, message: MsiMessage) -> io::Result<()>;
+
+    /// A way for messages that leads around this process. It has no message yet.
+    ///
+    /// # Errors
+    /// When the hypervisor has no such ways, or no more of them.
+    fn route(&self) -> io::Result<Box<dyn MsiRoute>>;
+}
+
+/// An event file whose writes the hypervisor turns into a message.
+pub trait MsiRoute: Send {
+    /// What is to be written; it stays the same.
+    fn event(&self) -> &Arc<EventFd>;
+
+    /// Sets the message; without one, what is written is lost.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses the message, as [`MsiSink::signal`]: the old one may be gone.
+    fn set(&self, message: Option<MsiMessage>) -> io::Result<()>;
 }
 
 /// An edge-triggered interrupt line of a device that is not on PCI.

@@ -4,6 +4,7 @@
 use std::io;
 
 use podvisor_devices::event_loop::EventLoop;
+use podvisor_devices::net::VHOST_REQUESTS;
 use thiserror::Error;
 
 use crate::seccomp::{Filter, FilterError};
@@ -139,6 +140,7 @@ const FS: &[i64] = &[
 const KVM_RUN: u32 = 0xae80;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 const KVM_SIGNAL_MSI: u32 = 0x4020_aea5;
+const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 
 // Capabilities (linux/capability.h).
@@ -156,7 +158,7 @@ const CAP_SETFCAP: u32 = 31;
 /// The rights of one kind of thread.
 struct Rights {
     calls: &'static [i64],
-    ioctls: &'static [u32],
+    ioctls: &'static [&'static [u32]],
     capabilities: &'static [u32],
 }
 
@@ -165,22 +167,29 @@ impl ThreadKind {
         match self {
             Self::Vcpu => Rights {
                 calls: VCPU,
-                ioctls: &[KVM_RUN, KVM_GET_REGS, KVM_SIGNAL_MSI, TUNSETOFFLOAD],
+                // The registers of cards: where interrupts go, and the start and stop of what
+                // the host's kernel serves. Which memory that is could only become this
+                // process's own.
+                ioctls: &[
+                    &[KVM_RUN, KVM_GET_REGS, KVM_SIGNAL_MSI, KVM_SET_GSI_ROUTING],
+                    &[TUNSETOFFLOAD],
+                    &VHOST_REQUESTS,
+                ],
                 capabilities: &[],
             },
             Self::Io => Rights {
                 calls: IO,
-                ioctls: &[KVM_SIGNAL_MSI],
+                ioctls: &[&[KVM_SIGNAL_MSI]],
                 capabilities: &[],
             },
             Self::Disk => Rights {
                 calls: DISK,
-                ioctls: &[KVM_SIGNAL_MSI],
+                ioctls: &[&[KVM_SIGNAL_MSI]],
                 capabilities: &[],
             },
             Self::Fs => Rights {
                 calls: FS,
-                ioctls: &[KVM_SIGNAL_MSI],
+                ioctls: &[&[KVM_SIGNAL_MSI]],
                 capabilities: &[
                     CAP_CHOWN,
                     CAP_DAC_OVERRIDE,
@@ -221,7 +230,7 @@ pub fn spawn_io_loop() -> io::Result<EventLoop> {
 }
 
 fn filter(rights: &Rights) -> Result<Filter, FilterError> {
-    Filter::new(&[RUNTIME, rights.calls].concat(), rights.ioctls)
+    Filter::new(&[RUNTIME, rights.calls].concat(), &rights.ioctls.concat())
 }
 
 /// `struct __user_cap_header_struct` and `__user_cap_data_struct` (linux/capability.h).

@@ -39,6 +39,7 @@ const NEEDED: &[(Cap, &str)] = &[
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
+    (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER"),
     (Cap::MpState, "KVM_CAP_MP_STATE"),

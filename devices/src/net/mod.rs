@@ -1,5 +1,6 @@
 //! Network card (virtio 1.2, 5.1) on a tap device: one pair of queues, checksum and
-//! segmentation offloads passed through between guest and kernel, no copy in between.
+//! segmentation offloads passed through between guest and kernel, no copy in between. The host's
+//! kernel serves the queues where it can (`vhost`), else the `io` thread does (`handler`).
 
 mod backend;
 mod config;
@@ -10,12 +11,14 @@ mod receive;
 mod segments;
 mod tap;
 mod used;
+mod vhost;
 
 pub use backend::{NetBackend, Offloads};
 pub use config::{MacAddress, Mtu, NetConfig, NetConfigError};
 pub use device::Net;
 pub use metrics::NetMetrics;
 pub use tap::{Tap, TapError};
+pub use vhost::{START_AND_STOP as VHOST_REQUESTS, VhostNet};
 
 /// `struct virtio_net_hdr_v1` before every frame (5.1.6), on the queues and on the tap alike.
 const HEADER_LEN: usize = 12;

@@ -110,6 +110,16 @@ impl Msix {
         }
     }
 
+    /// The message of `vector` if it would be sent now.
+    #[must_use]
+    pub fn message(&self, vector: u16) -> Option<MsiMessage> {
+        if self.control & CONTROL_ENABLE == 0 || self.is_blocked() {
+            return None;
+        }
+        let entry = self.entries.get(usize::from(vector))?;
+        (!entry.is_masked()).then(|| entry.message())
+    }
+
     /// Forgets what is pending.
     pub fn clear_pending(&mut self) {
         for entry in &mut self.entries {
@@ -249,6 +259,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::interrupt::MsiRoute;
 
     /// Keeps the messages it was given.
     #[derive(Default)]
@@ -263,6 +274,10 @@ pub(crate) mod tests {
             }
             self.messages.lock().unwrap().push(message);
             Ok(())
+        }
+
+        fn route(&self) -> io::Result<Box<dyn MsiRoute>> {
+            Err(io::ErrorKind::Unsupported.into())
         }
     }
 
@@ -297,6 +312,7 @@ pub(crate) mod tests {
             data: 0x41,
         };
         assert_eq!(*sink.messages.lock().unwrap(), [expected]);
+        assert_eq!((msix.message(1), msix.message(0)), (Some(expected), None));
         let mut entry = [0; 8];
         msix.read_table(24, &mut entry);
         assert_eq!(entry, [0x41, 0, 0, 0, 0, 0, 0, 0]);

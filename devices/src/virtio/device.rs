@@ -43,6 +43,12 @@ pub trait VirtioInterrupt: Send + Sync {
     /// Tells the driver that the queue `index` has used buffers. Devices ask the queue
     /// (`needs_notification`) first.
     fn queue(&self, index: u16);
+    /// What does as [`Self::queue`] does when it is written, without this process: for queues
+    /// that somebody else serves. `None` where interrupts go no such way.
+    fn queue_event(&self, index: u16) -> Option<Arc<EventFd>> {
+        let _ = index;
+        None
+    }
     /// Tells the driver that the configuration space changed.
     fn config(&self);
     /// The device cannot go on: sets `DEVICE_NEEDS_RESET` and interrupts (virtio 1.2, 2.1.2).
@@ -96,6 +102,10 @@ pub trait VirtioDevice: Send {
     /// Writes the device-specific configuration; most devices have nothing writable.
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         let _ = (offset, data);
+    }
+    /// Whether the device makes use of [`VirtioInterrupt::queue_event`].
+    fn wants_queue_events(&self) -> bool {
+        false
     }
     /// Starts serving the queues. On failure the transport sets `DEVICE_NEEDS_RESET`.
     ///

@@ -147,7 +147,11 @@ fn card(nic: Nic, io: EventLoop) -> Result<Net, LaunchError> {
     let mtu = u16::try_from(nic.mtu)
         .ok()
         .and_then(|mtu| Mtu::try_from(mtu).ok());
-    Ok(Net::new(NetConfig { mac, mtu }, Arc::new(nic.tap), io))
+    let card = Net::new(NetConfig { mac, mtu }, Arc::new(nic.tap), io);
+    Ok(match nic.vhost {
+        Some(vhost) => card.with_vhost(vhost),
+        None => card,
+    })
 }
 
 /// A machine on KVM.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use podvisor_devices::net::Tap;
+use podvisor_devices::net::{Tap, VhostNet};
 use podvisor_proto::agent::v1::NetworkConfig;
 
 use super::route_socket::RouteSocket;
@@ -23,7 +23,7 @@ pub struct LocalHost;
 
 impl HostOps for LocalHost {
     fn open_taps(&self, request: &NetworkRequest) -> Result<Vec<Nic>, HostError> {
-        namespace::within(&request.namespace, || {
+        let taps = || -> Result<Vec<Nic>, HostError> {
             let mut socket = RouteSocket::open()?;
             let links = scan::links(&mut socket)?;
             let mut nics = Vec::with_capacity(links.len());
@@ -39,10 +39,17 @@ impl HostOps for LocalHost {
                     mac: link.mac,
                     mtu: link.mtu,
                     tap,
+                    vhost: None,
                 });
             }
             Ok(nics)
-        })?
+        };
+        let mut nics = namespace::within(&request.namespace, taps)??;
+        // Not inside: the kernel's workers would keep the namespace.
+        for nic in &mut nics {
+            nic.vhost = vhost();
+        }
+        Ok(nics)
     }
 
     fn redirect(&self, request: &NetworkRequest) -> Result<NetworkConfig, HostError> {
@@ -95,6 +102,14 @@ impl HostOps for LocalHost {
     fn set_oom_score(&self, score: i64) -> Result<(), HostError> {
         Ok(setup::set_oom_score(score)?)
     }
+}
+
+/// The kernel's worker for a card. A host that has none is no less of a host: the VM's own
+/// thread moves the frames then.
+fn vhost() -> Option<VhostNet> {
+    VhostNet::open()
+        .inspect_err(|error| tracing::debug!(%error, "no vhost-net: frames go through the VMM"))
+        .ok()
 }
 
 /// Whether an interface is one of our taps.

@@ -18,7 +18,7 @@ mod sk_lookup;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use podvisor_devices::net::{Tap, TapError};
+use podvisor_devices::net::{Tap, TapError, VhostNet};
 use podvisor_proto::agent::v1::NetworkConfig;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -120,6 +120,8 @@ pub struct Nic {
     pub mtu: u32,
     /// The tap beside it.
     pub tap: Tap,
+    /// The host's kernel moves its frames, where it can.
+    pub vhost: Option<VhostNet>,
 }
 
 /// Why privileged work failed.

@@ -6,6 +6,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
+use vmm_sys_util::eventfd::EventFd;
+
+use super::routes::QueueRoutes;
 use crate::interrupt::MsiSink;
 use crate::pci::msix::Msix;
 use crate::virtio::{DeviceType, VirtioInterrupt};
@@ -23,6 +26,7 @@ pub type OnFailure = Box<dyn Fn(&str) + Send + Sync>;
 pub struct PciInterrupt {
     device_type: DeviceType,
     msix: Mutex<Msix>,
+    routes: Mutex<QueueRoutes>,
     isr: AtomicU8,
     generation: AtomicU8,
     needs_reset: AtomicBool,
@@ -33,10 +37,17 @@ pub struct PciInterrupt {
 }
 
 impl PciInterrupt {
-    /// Vectors for `queues` queues and for configuration changes, none chosen.
-    pub fn new(device_type: DeviceType, queues: u16, sink: Arc<dyn MsiSink>) -> Self {
+    /// Vectors for `queues` queues and for configuration changes, none chosen; `routes` lead
+    /// where the queues' vectors do.
+    pub fn new(
+        device_type: DeviceType,
+        queues: u16,
+        routes: QueueRoutes,
+        sink: Arc<dyn MsiSink>,
+    ) -> Self {
         Self {
             device_type,
+            routes: Mutex::new(routes),
             msix: Mutex::new(Msix::new(queues + 1, sink)),
             isr: AtomicU8::new(0),
             generation: AtomicU8::new(0),
@@ -51,6 +62,23 @@ impl PciInterrupt {
     /// The function's MSI-X table.
     pub fn msix(&self) -> MutexGuard<'_, Msix> {
         self.msix.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the function's MSI-X table.
+    pub fn write_table(&self, offset: u64, data: &[u8]) {
+        self.msix().write_table(offset, data);
+        self.reroute();
+    }
+
+    /// Takes MSI-X's control register and whether the function may send at all.
+    pub fn set_control(&self, control: u16, may_send: bool) {
+        self.msix().set_control(control, may_send);
+        self.reroute();
+    }
+
+    /// How many messages the hypervisor refused so far.
+    pub fn refused(&self) -> u64 {
+        self.msix().refused() + self.routes().refused()
     }
 
     /// The interrupt status, which reading clears.
@@ -94,6 +122,7 @@ impl PciInterrupt {
     pub fn set_queue_vector(&self, queue: u16, vector: u16) {
         if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
             slot.store(self.existing(vector), Ordering::Release);
+            self.reroute();
         }
     }
 
@@ -112,6 +141,7 @@ impl PciInterrupt {
             vector.store(NO_VECTOR, Ordering::Release);
         }
         self.msix().clear_pending();
+        self.reroute();
     }
 
     /// Takes back saved flags.
@@ -130,6 +160,18 @@ impl PciInterrupt {
         }
     }
 
+    fn routes(&self) -> MutexGuard<'_, QueueRoutes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// After each change of vectors, table or masks. Only a transport makes them, which is
+    /// locked meanwhile.
+    fn reroute(&self) {
+        let msix = self.msix();
+        self.routes()
+            .follow(|queue| msix.message(self.queue_vector(queue)));
+    }
+
     fn signal(&self, isr: u8, vector: u16) {
         self.isr.fetch_or(isr, Ordering::AcqRel);
         if vector != NO_VECTOR {
@@ -141,6 +183,10 @@ impl PciInterrupt {
 impl VirtioInterrupt for PciInterrupt {
     fn queue(&self, index: u16) {
         self.signal(ISR_QUEUE, self.queue_vector(index));
+    }
+
+    fn queue_event(&self, index: u16) -> Option<Arc<EventFd>> {
+        self.routes().event(index)
     }
 
     fn config(&self) {

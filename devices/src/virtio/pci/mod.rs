@@ -12,6 +12,7 @@ mod common;
 mod interrupt;
 mod layout;
 mod queue;
+mod routes;
 mod state;
 mod transport;
 
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::interrupt::PciInterrupt;
+use self::routes::QueueRoutes;
 use self::transport::Transport;
 use super::device::VirtioDevice;
 use crate::GuestMemory;
@@ -79,7 +81,13 @@ impl VirtioPciDevice {
         };
         let event = |_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new);
         let notify = (0..count).map(event).collect::<io::Result<Vec<_>>>()?;
-        let interrupt = Arc::new(PciInterrupt::new(device.device_type(), count, msi));
+        let routes = if device.wants_queue_events() {
+            QueueRoutes::new(count, &*msi)?
+        } else {
+            QueueRoutes::default()
+        };
+        let interrupt = PciInterrupt::new(device.device_type(), count, routes, msi);
+        let interrupt = Arc::new(interrupt);
         let transport = Transport::new(
             device,
             memory,
@@ -150,7 +158,7 @@ impl VirtioPciDevice {
     /// nonsensical ones.
     #[must_use]
     pub fn refused_interrupts(&self) -> u64 {
-        self.interrupt.msix().refused()
+        self.interrupt.refused()
     }
 
     fn lock(&self) -> MutexGuard<'_, Transport> {

@@ -120,7 +120,7 @@ impl Transport {
             },
             Part::Device => self.device.write_config(offset, data),
             Part::Notify => self.notify(offset / u64::from(layout::NOTIFY_STRIDE)),
-            Part::MsixTable => self.interrupt.msix().write_table(offset, data),
+            Part::MsixTable => self.interrupt.write_table(offset, data),
             Part::Isr | Part::MsixPending => {}
         }
     }
@@ -273,7 +273,7 @@ impl Transport {
     fn conditions_changed(&mut self) {
         let control = self.config.read_u16(self.msix_capability + 2);
         let may_send = self.config.is_bus_master() && !self.paused;
-        self.interrupt.msix().set_control(control, may_send);
+        self.interrupt.set_control(control, may_send);
         self.follow();
     }
 

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
-use podvisor_devices::interrupt::{IrqLine, MsiMessage, MsiSink};
+use podvisor_devices::interrupt::{IrqLine, MsiMessage, MsiRoute, MsiSink};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::layout;
+use super::routing::MsiRoutes;
 
 /// Makes local APICs, IOAPIC and PICs. There is no PIT: guests have the TSC deadline timer.
 ///
@@ -28,13 +29,15 @@ pub fn create(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
 /// Sends messages by `KVM_SIGNAL_MSI`, which needs no routing table.
 pub struct KvmMsi {
     vm: Arc<VmFd>,
+    routes: Arc<MsiRoutes>,
 }
 
 impl KvmMsi {
     /// A sink for the machine `vm`.
     #[must_use]
     pub fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm }
+        let routes = Arc::new(MsiRoutes::new(Arc::clone(&vm)));
+        Self { vm, routes }
     }
 }
 
@@ -50,13 +53,17 @@ impl MsiSink for KvmMsi {
         self.vm.signal_msi(msi)?;
         Ok(())
     }
+
+    fn route(&self) -> io::Result<Box<dyn MsiRoute>> {
+        Ok(Box::new(self.routes.add()?))
+    }
 }
 
 #[expect(
     clippy::cast_possible_truncation,
     reason = "the halves of a 64-bit address"
 )]
-fn split(address: u64) -> [u32; 2] {
+pub(super) fn split(address: u64) -> [u32; 2] {
     [address as u32, (address >> 32) as u32]
 }
 

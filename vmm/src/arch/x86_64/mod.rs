@@ -9,6 +9,7 @@ pub mod irqchip;
 pub mod layout;
 pub mod loader;
 pub mod msrs;
+pub mod routing;
 pub mod vcpu_state;
 pub mod vm_state;
 
