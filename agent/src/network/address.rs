@@ -16,6 +16,9 @@ const BROADCAST: u16 = 4;
 const FLAGS: u16 = 8;
 /// IFA_F_NODAD: the host has made sure that the address is unique.
 const NO_DAD: u32 = 0x02;
+/// IFA_F_NOPREFIXROUTE: the route to an address's network is among the host's routes, or somebody
+/// has removed it there.
+const NO_PREFIX_ROUTE: u32 = 0x200;
 /// Scopes (linux/rtnetlink.h).
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
@@ -63,11 +66,10 @@ fn message(index: i32, address: &Address) -> Option<Message> {
     let message = Message::new(NEW_ADDRESS, CREATE | REPLACE, &fixed)
         .attribute(LOCAL, &address.ip)
         .attribute(ADDRESS, &address.ip);
-    Some(match broadcast(&address.ip, bits) {
-        Some(broadcast) => message.attribute(BROADCAST, &broadcast),
-        None if family == FAMILY_IPV6 => message.number(FLAGS, NO_DAD),
-        None => message,
-    })
+    let broadcast = broadcast(&address.ip, bits);
+    let duplicates = if family == FAMILY_IPV6 { NO_DAD } else { 0 };
+    let message = message.number(FLAGS, duplicates | NO_PREFIX_ROUTE);
+    Some(message.optional(BROADCAST, broadcast.as_ref().map_or(&[], |ip| &ip[..])))
 }
 
 /// The broadcast address of an IPv4 network that has one.
@@ -134,7 +136,7 @@ mod tests {
         };
         let bytes = message(2, &six).unwrap().finish(1);
         assert_eq!(bytes[16..20], [FAMILY_IPV6, 64, 0, SCOPE_UNIVERSE]);
-        // The last attribute says that no duplicate is looked for.
-        assert_eq!(bytes[bytes.len() - 8..], [8, 0, 8, 0, 2, 0, 0, 0]);
+        // The last attribute says that no duplicate is looked for and no route made.
+        assert_eq!(bytes[bytes.len() - 8..], [8, 0, 8, 0, 2, 2, 0, 0]);
     }
 }

@@ -83,16 +83,21 @@ impl Message {
         self.bytes
     }
 
+    /// The bytes so far, of [`attributes`] that have neither length nor sequence number.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 }
 
-/// An attribute's bytes, for nesting inside another one.
+/// Attributes alone, for nesting inside another one.
 #[must_use]
-pub fn nested(kind: u16, value: &[u8]) -> Vec<u8> {
-    let message = Message { bytes: Vec::new() }.attribute(kind, value);
-    message.bytes
+pub fn attributes() -> Message {
+    Message { bytes: Vec::new() }
 }
 
 /// errno of the result with this sequence number in a datagram; `Some(0)` is

@@ -60,7 +60,7 @@ pub fn configure(config: &NetworkConfig) -> Result<(), NetworkError> {
     let (gateways, direct): (Vec<_>, Vec<_>) = config
         .routes
         .iter()
-        .partition(|route| !route.gateway.is_empty());
+        .partition(|route| route::has_gateway(route));
     for route in direct.into_iter().chain(gateways) {
         route::add(&mut socket, route)?;
     }
