@@ -4,6 +4,7 @@
 //! Everything here blocks, fails with an error that says what was asked, and removes what it
 //! made when it goes out of scope.
 
+pub mod cni;
 pub mod container;
 pub mod cri;
 pub mod initial_image;
@@ -14,6 +15,7 @@ pub mod streaming;
 pub mod task;
 pub mod wait;
 
+pub use cni::PodNetworks;
 pub use container::{Container, ContainerBuilder, ExecOutput};
 pub use cri::Cri;
 pub use initial_image::InitialImage;

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, Result};
 use podvisor_proto::cri::v1::{
     DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest,
-    PodSandboxStatusResponse, RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatsRequest,
+    PodSandboxStatusRequest, PodSandboxStatusResponse, PortMapping, Protocol,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest, UInt64Value,
 };
 
 use crate::container::ContainerBuilder;
@@ -103,6 +104,26 @@ impl<'c> PodBuilder<'c> {
     #[must_use]
     pub fn cpus(mut self, cpus: i64) -> Self {
         self.cpu_quota_us = cpus * CPU_PERIOD_US;
+        self
+    }
+
+    /// Leads a TCP port of the node to one of the pod.
+    #[must_use]
+    pub fn host_port(mut self, host: u16, container: u16) -> Self {
+        self.config.port_mappings.push(PortMapping {
+            protocol: Protocol::Tcp.into(),
+            host_port: host.into(),
+            container_port: container.into(),
+            ..PortMapping::default()
+        });
+        self
+    }
+
+    /// Sets a kernel parameter of the pod.
+    #[must_use]
+    pub fn sysctl(mut self, name: &str, value: &str) -> Self {
+        let linux = self.config.linux.get_or_insert_default();
+        linux.sysctls.insert(name.into(), value.into());
         self
     }
 
@@ -241,6 +262,24 @@ impl<'c> Pod<'c> {
         let mut addresses = vec![network.ip];
         addresses.extend(network.additional_ips.into_iter().map(|ip| ip.ip));
         Ok(addresses)
+    }
+
+    /// Bytes that the pod's first interface has received and sent, as CRI reports them.
+    ///
+    /// # Errors
+    /// What containerd answered, or that it says nothing of the network.
+    pub fn network_bytes(&self) -> Result<(u64, u64)> {
+        let request = PodSandboxStatsRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
+        let answer = self.cri.call("PodSandboxStats", |mut c| async move {
+            c.pod_sandbox_stats(request).await
+        })?;
+        let network = answer.stats.and_then(|stats| stats.linux?.network);
+        let interface = network.and_then(|network| network.default_interface);
+        let interface = interface.context("PodSandboxStats: no network")?;
+        let value = |value: Option<UInt64Value>| value.unwrap_or_default().value;
+        Ok((value(interface.rx_bytes), value(interface.tx_bytes)))
     }
 
     /// The folder that the pod's shim works in.

@@ -13,10 +13,12 @@ mod bad_input;
 mod case;
 #[cfg(test)]
 mod compatibility;
+mod connections;
 mod failures;
 mod lifecycle;
 mod logs;
 mod network;
+mod pod_networks;
 mod pods;
 mod ports;
 mod refusals;
@@ -34,6 +36,8 @@ fn cases() -> Vec<Case> {
         ports::cases(),
         lifecycle::cases(),
         network::cases(),
+        connections::cases(),
+        pod_networks::cases(),
         refusals::cases(),
         bad_input::cases(),
         failures::cases(),
@@ -45,6 +49,9 @@ fn cases() -> Vec<Case> {
 }
 
 fn main() -> ExitCode {
+    if let Some(port) = connections::port_to_hold() {
+        return connections::hold(port);
+    }
     let (long, words): (Vec<_>, Vec<_>) = std::env::args().partition(|word| word == "--long");
     let tier = if long.is_empty() {
         Tier::Gate

@@ -1,5 +1,6 @@
 //! Machines without a pod: what the VMM alone promises.
 
+mod cards;
 mod ends;
 mod guest;
 mod machines;
@@ -7,7 +8,7 @@ mod machines;
 use crate::case::{Case, Tier};
 
 pub fn cases() -> Vec<Case> {
-    [machines::cases(), ends::cases()]
+    [machines::cases(), cards::cases(), ends::cases()]
         .into_iter()
         .flatten()
         .collect()
