@@ -49,6 +49,7 @@ const MODULE_FOLDERS_LEFT_OUT: &[&str] = &[
 
 /// Packages of the node beyond a minimal Debian.
 const PACKAGES: &[&str] = &[
+    "apparmor",
     "busybox-static",
     "ca-certificates",
     "containerd",
