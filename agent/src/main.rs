@@ -5,6 +5,7 @@
 //! *stage* (`stage`), which is what it re-executes itself as, single-threaded,
 //! to become a container's process.
 
+mod apparmor;
 mod boot;
 mod cgroup;
 mod clock;

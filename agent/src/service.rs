@@ -8,6 +8,7 @@ use podvisor_proto::cgroups::Metrics;
 use podvisor_proto::ttrpc::Status;
 use prost::Message as _;
 
+use crate::apparmor::{self, PolicyError};
 use crate::cgroup;
 use crate::container::{ContainerError, Containers, LaunchError, ProcessKey};
 use crate::error_chain;
@@ -52,6 +53,7 @@ impl From<ContainerError> for Status {
             }
             ContainerError::Launch(error) => launch_status(&error, message),
             ContainerError::Cgroup(_)
+            | ContainerError::PodPid(_)
             | ContainerError::Streams(_)
             | ContainerError::Signal { .. }
             | ContainerError::Terminal(_) => Self::internal(message),
@@ -83,6 +85,12 @@ impl From<SandboxError> for Status {
             SandboxError::Network(NetworkError::Socket(_) | NetworkError::Kernel { .. })
             | SandboxError::Step { .. } => Self::internal(message),
         }
+    }
+}
+
+impl From<PolicyError> for Status {
+    fn from(error: PolicyError) -> Self {
+        Self::failed_precondition(error_chain(&error))
     }
 }
 
@@ -139,9 +147,15 @@ impl Agent for AgentService {
         request: CreateContainerRequest,
     ) -> Result<CreateContainerResponse, Status> {
         let stdio = request.stdio.unwrap_or_default();
-        let created = self
-            .containers
-            .create(&request.container_id, request.spec_json, &stdio);
+        if !request.apparmor_policy.is_empty() {
+            apparmor::load(&request.apparmor_policy)?;
+        }
+        let created = self.containers.create(
+            &request.container_id,
+            request.spec_json,
+            &stdio,
+            &request.pid_namespace_of,
+        );
         let (pid, streams) = created.await?;
         Ok(CreateContainerResponse {
             pid,

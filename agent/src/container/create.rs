@@ -1,11 +1,11 @@
 //! Creating containers and promising execs.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use podvisor_proto::agent::v1::{Stdio, StreamTokens};
 
-use super::launch::{Launch, Launched};
+use super::launch::{Handshake, Launch, Launched};
 use super::process::{Phase, Process, ProcessStreams};
 use super::{Container, ContainerError, Containers, Exec, ProcessKey, check_id};
 use crate::cgroup::Cgroup;
@@ -15,7 +15,8 @@ use crate::stage::protocol::StageConfig;
 
 impl Containers {
     /// Creates a container, its init prepared up to execve. Returns init's pid
-    /// and the streams.
+    /// and the streams. Without a pid namespace of its own it joins that of the
+    /// container `pid_namespace_of`, or the pod's when that is empty.
     ///
     /// # Errors
     ///
@@ -25,16 +26,26 @@ impl Containers {
         id: &str,
         spec_json: Vec<u8>,
         stdio: &Stdio,
+        pid_namespace_of: &str,
     ) -> Result<(u32, StreamTokens), ContainerError> {
         check_id(id)?;
         let spec = Spec::parse(&spec_json)?;
         if self.table().containers.contains_key(id) {
             return Err(ContainerError::Exists(id.to_owned()));
         }
+        let joined = self.joined_process(&spec, pid_namespace_of)?;
         let cgroup = Cgroup::create(id, &spec.linux.resources)?;
         let tokens =
             ProcessStreams::issue(stdio, &self.streams).map_err(ContainerError::Streams)?;
-        let launched = match self.launch_init(&spec, &spec_json, &cgroup, &tokens, stdio) {
+        let launched = self.launch_init(
+            &spec,
+            &spec_json,
+            &cgroup,
+            &tokens,
+            stdio,
+            joined.as_deref(),
+        );
+        let launched = match launched {
             Ok(launched) => launched,
             Err(error) => {
                 tokens.forget(&self.streams);
@@ -61,24 +72,18 @@ impl Containers {
                 deleting: false,
             },
         );
-        let key = ProcessKey::init(id);
-        let prepared = launched
-            .handshake
-            .prepared()
-            .await
-            .map_err(ContainerError::from);
-        let created = match prepared {
-            Ok(terminal) => self.adopt(&key, terminal, Some(launched.handshake)),
-            Err(error) => Err(error),
-        };
-        match created {
-            Ok(()) => Ok((pid, message)),
-            Err(error) => {
-                // What failed first is what the caller has to hear.
-                let _ = self.discard(id).await;
-                Err(error)
-            }
+        if let Err(error) = self.await_prepared(id, launched.handshake).await {
+            // What failed first is what the caller has to hear.
+            let _ = self.discard(id).await;
+            return Err(error);
         }
+        Ok((pid, message))
+    }
+
+    /// Waits until only execve is left of a container's init.
+    async fn await_prepared(&self, id: &str, handshake: Handshake) -> Result<(), ContainerError> {
+        let terminal = handshake.prepared().await?;
+        self.adopt(&ProcessKey::init(id), terminal, Some(handshake))
     }
 
     /// Promises an additional process; it is made when it is started.
@@ -120,6 +125,28 @@ impl Containers {
         Ok(message)
     }
 
+    /// The process whose pid namespace a container is born in; none when it has
+    /// its own.
+    fn joined_process(
+        &self,
+        spec: &Spec,
+        container: &str,
+    ) -> Result<Option<Arc<OwnedFd>>, ContainerError> {
+        if spec.linux.has_own(NamespaceKind::Pid) {
+            return Ok(None);
+        }
+        if container.is_empty() {
+            return Ok(Some(self.pod_pid().map_err(ContainerError::PodPid)?));
+        }
+        let mut table = self.table();
+        let init = table.container(container)?.init.pidfd.clone();
+        let init = init.ok_or_else(|| ContainerError::Phase {
+            id: container.to_owned(),
+            reason: "its processes cannot be joined, for it has ended",
+        })?;
+        Ok(Some(init))
+    }
+
     fn launch_init(
         &self,
         spec: &Spec,
@@ -127,13 +154,10 @@ impl Containers {
         cgroup: &Cgroup,
         tokens: &ProcessStreams,
         stdio: &Stdio,
+        joined: Option<&OwnedFd>,
     ) -> Result<Launched, ContainerError> {
         let own_pid = spec.linux.has_own(NamespaceKind::Pid);
         let own_user = spec.linux.has_own(NamespaceKind::User);
-        let pod_pid = (!own_pid)
-            .then(|| self.pod_pid())
-            .transpose()
-            .map_err(ContainerError::Streams)?;
         let mut flags = 0;
         for (own, flag) in [
             (own_pid, libc::CLONE_NEWPID),
@@ -160,7 +184,7 @@ impl Containers {
                 .map_err(ContainerError::Streams)?,
             cgroup: directory.as_fd(),
             flags,
-            pid_namespace_of: pod_pid.as_deref().map(std::os::fd::AsFd::as_fd),
+            pid_namespace_of: joined.map(std::os::fd::AsFd::as_fd),
             container: None,
             user_maps: own_user.then_some(&spec.linux),
         };
@@ -180,8 +204,8 @@ impl Containers {
     pub(super) fn adopt(
         &self,
         key: &ProcessKey,
-        terminal: Option<std::os::fd::OwnedFd>,
-        handshake: Option<super::launch::Handshake>,
+        terminal: Option<OwnedFd>,
+        handshake: Option<Handshake>,
     ) -> Result<(), ContainerError> {
         let mut table = self.table();
         let process = table.process(key)?;

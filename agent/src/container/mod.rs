@@ -82,6 +82,9 @@ pub enum ContainerError {
     /// Its streams.
     #[error("standard streams")]
     Streams(#[source] io::Error),
+    /// The pid namespace that containers of the pod share.
+    #[error("make the pod's shared process namespace")]
+    PodPid(#[source] io::Error),
     /// A signal.
     #[error("signal {number}")]
     Signal {

@@ -14,9 +14,7 @@ pub struct Process {
     _terminal: IgnoredAny,
     #[serde(default, rename = "consoleSize")]
     _console_size: IgnoredAny,
-    // Labels of the host's security modules; the guest has none loaded.
-    #[serde(default, rename = "apparmorProfile")]
-    _apparmor_profile: IgnoredAny,
+    // The guest has no SELinux.
     #[serde(default, rename = "selinuxLabel")]
     _selinux_label: IgnoredAny,
     /// Identity.
@@ -37,6 +35,10 @@ pub struct Process {
     /// Whether execve may not grant privileges (prctl(2), PR_SET_NO_NEW_PRIVS).
     #[serde(default)]
     pub no_new_privileges: bool,
+    /// AppArmor profile entered with execve. A container's holds for its execs as well: what an
+    /// exec names was not translated from the host.
+    #[serde(default)]
+    pub apparmor_profile: String,
     /// Written to oom_score_adj; 0 when absent.
     pub oom_score_adj: Option<i32>,
 }

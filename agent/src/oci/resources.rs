@@ -30,6 +30,20 @@ pub struct Resources {
 }
 
 impl Resources {
+    /// Whether the last word on devices allows all that can be done to any, as
+    /// for a privileged container.
+    #[must_use]
+    pub fn allows_every_device(&self) -> bool {
+        let everything = |rule: &DeviceRule| {
+            rule.allow
+                && matches!(rule.kind.as_str(), "" | "a")
+                && rule.major.is_none_or(|major| major == -1)
+                && rule.minor.is_none_or(|minor| minor == -1)
+                && ["", "rwm"].contains(&rule.access.as_str())
+        };
+        self.devices.last().is_some_and(everything)
+    }
+
     /// Checks what the types do not.
     ///
     /// # Errors

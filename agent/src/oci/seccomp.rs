@@ -16,9 +16,9 @@ pub struct Seccomp {
     pub default_action: String,
     /// errno of the default action.
     pub default_errno_ret: Option<u32>,
-    /// Architectures (`SCMP_ARCH_…`); empty means the native one.
-    #[serde(default)]
-    pub architectures: Vec<String>,
+    // `SCMP_ARCH_…`: the guest has its native one alone.
+    #[serde(default, rename = "architectures")]
+    _architectures: IgnoredAny,
     /// `SECCOMP_FILTER_FLAG_…`.
     #[serde(default)]
     pub flags: Vec<String>,

@@ -4,6 +4,8 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -22,6 +24,14 @@ const DEFAULT_NODES: &[(&str, u32, u32)] = &[
     ("random", 1, 8),
     ("urandom", 1, 9),
     ("tty", 5, 0),
+];
+/// What lies in the guest's /dev and differs in a container's.
+const OWN_NODES: &[&str] = &[
+    "/dev/console",
+    "/dev/mqueue",
+    "/dev/ptmx",
+    "/dev/pts",
+    "/dev/shm",
 ];
 /// Symbolic links that every container has, and where they lead.
 const DEFAULT_LINKS: &[(&str, &str)] = &[
@@ -47,9 +57,17 @@ pub fn populate(root: &Root, spec: &Spec) -> Result<(), StageError> {
         uid: None,
         gid: None,
     });
+    let guests = if spec.linux.resources.allows_every_device() {
+        guests_nodes().map_err(StageError::step("list the guest's devices"))?
+    } else {
+        Vec::new()
+    };
     // In a user namespace no node can be made: the guest's are bound instead.
     let bind = spec.linux.has_own(NamespaceKind::User);
-    for device in defaults.chain(spec.linux.devices.iter().cloned()) {
+    for device in defaults
+        .chain(spec.linux.devices.iter().cloned())
+        .chain(guests)
+    {
         let made = if bind {
             bind_node(root, &device)
         } else {
@@ -62,6 +80,39 @@ pub fn populate(root: &Root, spec: &Spec) -> Result<(), StageError> {
             .map_err(StageError::step(format!("make link /dev/{name}")))?;
     }
     Ok(())
+}
+
+/// The guest's own nodes, in their folders, without what every container has of its own.
+fn guests_nodes() -> io::Result<Vec<Device>> {
+    let mut folders = vec![PathBuf::from("/dev")];
+    let mut nodes = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let (path, metadata) = {
+                let entry = entry?;
+                (entry.path(), entry.metadata()?)
+            };
+            let Some(path) = path.to_str().filter(|path| !OWN_NODES.contains(path)) else {
+                continue;
+            };
+            let kind = metadata.file_type();
+            if kind.is_dir() {
+                folders.push(path.into());
+            } else if kind.is_char_device() || kind.is_block_device() {
+                let number = metadata.rdev();
+                nodes.push(Device {
+                    kind: if kind.is_block_device() { "b" } else { "c" }.to_owned(),
+                    path: path.to_owned(),
+                    major: rustix::fs::major(number),
+                    minor: rustix::fs::minor(number),
+                    file_mode: Some(metadata.mode()),
+                    uid: Some(metadata.uid()),
+                    gid: Some(metadata.gid()),
+                });
+            }
+        }
+    }
+    Ok(nodes)
 }
 
 fn make_node(root: &Root, device: &Device) -> io::Result<()> {

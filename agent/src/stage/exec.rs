@@ -28,6 +28,7 @@ pub fn prepare(config: &StageConfig, control: &Control) -> Result<Command, Stage
     let container = inherited(CONTAINER_FD);
     rustix::process::setsid().map_err(StageError::step("setsid"))?;
     security::set_oom_score(process.oom_score_adj)?;
+    security::enter_profile_at_exec(&spec.process.apparmor_profile)?;
     // Joining a namespace that is already one's own is harmless, except for the
     // user namespace, where it is an error.
     let mut kinds = Kind::MOUNT

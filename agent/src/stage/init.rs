@@ -23,6 +23,7 @@ pub fn prepare(config: &StageConfig, control: &Control) -> Result<Command, Stage
         .transpose()?;
     rustix::process::setsid().map_err(StageError::step("setsid"))?;
     security::set_oom_score(spec.process.oom_score_adj)?;
+    security::enter_profile_at_exec(&spec.process.apparmor_profile)?;
     enter_namespaces(&spec.linux)?;
     if spec.linux.has_own(NamespaceKind::Network) {
         crate::network::bring_loopback_up()

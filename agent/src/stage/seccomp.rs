@@ -150,26 +150,24 @@ pub fn compile(profile: &Seccomp) -> Result<Filter, StageError> {
             other => return unsupported(&format!("flag {other}")),
         };
     }
-    let native = |name: &String| name == "SCMP_ARCH_X86_64" || name == "SCMP_ARCH_NATIVE";
+    // The native architecture is always meant, whichever others a profile names.
     let mut program = prologue();
-    if profile.architectures.is_empty() || profile.architectures.iter().any(native) {
-        let calls = collect(&profile.syscalls, default)?;
-        for (number, call) in &calls {
-            append_call(&mut program, *number, call, default)?;
-        }
-        let newest = profile
-            .syscalls
-            .iter()
-            .flat_map(|rule| &rule.names)
-            .filter_map(|name| number_of(name));
-        if let Some(newest) = newest.max()
-            && default & !DATA_MASK == ERRNO
-        {
-            program.extend([
-                Insn::jump(JUMP_GREATER, newest, 0, 1),
-                Insn::new(RETURN, ERRNO | ENOSYS),
-            ]);
-        }
+    let calls = collect(&profile.syscalls, default)?;
+    for (number, call) in &calls {
+        append_call(&mut program, *number, call, default)?;
+    }
+    let newest = profile
+        .syscalls
+        .iter()
+        .flat_map(|rule| &rule.names)
+        .filter_map(|name| number_of(name));
+    if let Some(newest) = newest.max()
+        && default & !DATA_MASK == ERRNO
+    {
+        program.extend([
+            Insn::jump(JUMP_GREATER, newest, 0, 1),
+            Insn::new(RETURN, ERRNO | ENOSYS),
+        ]);
     }
     program.push(Insn::new(RETURN, default));
     if program.len() > MAX_LEN {

@@ -1,5 +1,5 @@
 //! Identity and privileges of a process: OOM score, resource limits, user and
-//! groups, capabilities, no-new-privileges.
+//! groups, capabilities, no-new-privileges, AppArmor profile.
 
 use std::io;
 
@@ -12,6 +12,8 @@ use crate::oci::{self, Capabilities, Process};
 
 /// File mode creation mask of a process that names none.
 const DEFAULT_UMASK: u32 = 0o022;
+/// The AppArmor profile that this thread's next execve enters (proc_pid_attr_exec(5)).
+const EXEC_PROFILE: &str = "/proc/thread-self/attr/apparmor/exec";
 /// RLIM_INFINITY of the kernel.
 const INFINITE: u64 = u64::MAX;
 
@@ -69,6 +71,21 @@ pub fn set_oom_score(adjustment: Option<i32>) -> Result<(), StageError> {
     let value = adjustment.unwrap_or(0).to_string();
     std::fs::write("/proc/self/oom_score_adj", value)
         .map_err(StageError::step("set process.oomScoreAdj"))
+}
+
+/// Makes the next execve enter an AppArmor profile; none when it is empty. It is asked for while
+/// the agent's /proc is there, and this program executes nothing else.
+///
+/// # Errors
+///
+/// [`StageError::Step`]; ENOENT when the profile is not loaded.
+pub fn enter_profile_at_exec(profile: &str) -> Result<(), StageError> {
+    if profile.is_empty() {
+        return Ok(());
+    }
+    std::fs::write(EXEC_PROFILE, format!("exec {profile}")).map_err(StageError::step(format!(
+        "set process.apparmorProfile {profile}"
+    )))
 }
 
 /// Becomes root of the user namespace just joined.

@@ -10,8 +10,8 @@ use podvisor_proto::agent::v1::NetworkConfig;
 
 use super::route_socket::RouteSocket;
 use super::{
-    HostError, HostOps, NamespaceListeners, NetworkRequest, Nic, RootfsRequest, listeners,
-    namespace, redirect, rootfs, scan, setup,
+    HostError, HostOps, NamespaceListeners, NetworkRequest, Nic, RootfsRequest, apparmor,
+    listeners, namespace, redirect, rootfs, scan, setup,
 };
 
 /// Names of taps start so.
@@ -97,6 +97,10 @@ impl HostOps for LocalHost {
                 source,
             }
         })
+    }
+
+    fn apparmor_policy(&self, profile: &str) -> Result<Vec<u8>, HostError> {
+        Ok(apparmor::policy(profile)?)
     }
 
     fn set_oom_score(&self, score: i64) -> Result<(), HostError> {

@@ -1,6 +1,7 @@
 //! All privileged work on the host. It goes through one trait with requests of a closed set that
 //! can be serialised, so that it could move into a process of its own.
 
+mod apparmor;
 pub mod cgroup;
 mod listeners;
 mod local;
@@ -23,6 +24,7 @@ use podvisor_proto::agent::v1::NetworkConfig;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use apparmor::ApparmorError;
 pub use listeners::{ListenError, NamespaceListeners};
 pub use local::LocalHost;
 pub use namespace::NamespaceError;
@@ -75,6 +77,12 @@ pub trait HostOps: Send + Sync + 'static {
     /// # Errors
     /// [`HostError`].
     fn open_path(&self, path: &Path) -> Result<OwnedFd, HostError>;
+
+    /// The compiled policy of one of the host's AppArmor profiles.
+    ///
+    /// # Errors
+    /// [`HostError::Apparmor`].
+    fn apparmor_policy(&self, profile: &str) -> Result<Vec<u8>, HostError>;
 
     /// Sets how likely the host's OOM killer takes the pod, -1000 to 1000.
     ///
@@ -153,6 +161,9 @@ pub enum HostError {
     /// No root file system.
     #[error("cannot mount the root file system")]
     Mount(#[from] MountError),
+    /// A profile cannot be had.
+    #[error(transparent)]
+    Apparmor(#[from] ApparmorError),
     /// A file cannot be opened.
     #[error("cannot open {path}")]
     Open {

@@ -3,34 +3,26 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{Mount, Spec};
 use thiserror::Error;
 
+use super::confinement::{self, SelinuxTypeError};
+use super::device_nodes::{self, HostDeviceError};
+use super::namespaces::{self, NamespaceError};
 use super::volume::{self, BindMount};
-
-/// Devices that every container has; the agent makes them from the guest's own.
-const STANDARD_DEVICES: [&str; 10] = [
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/console",
-    "/dev/ptmx",
-    "/dev/fuse",
-    "/dev/net/tun",
-];
 
 /// A spec that a guest cannot honour.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum GuestSpecError {
     /// A device of the host.
-    #[error("linux.devices: {0} is a device of the host, which a VM pod does not have")]
-    Device(PathBuf),
-    /// Users of the container that are others on the host.
-    #[error("linux.namespaces: a VM pod has no user namespace: set hostUsers to true")]
-    UserNamespace,
+    #[error(transparent)]
+    Device(#[from] HostDeviceError),
+    /// A namespace of the host.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// A policy of the host.
+    #[error(transparent)]
+    Selinux(#[from] SelinuxTypeError),
     /// A bind mount of nothing.
     #[error("mounts: the bind mount at {0} has no source")]
     NoSource(PathBuf),
@@ -44,6 +36,7 @@ pub enum GuestSpecError {
 pub struct GuestSpec {
     spec: Spec,
     binds: Vec<BindMount>,
+    apparmor_profile: Option<String>,
 }
 
 impl GuestSpec {
@@ -56,10 +49,19 @@ impl GuestSpec {
         let mut spec = spec.clone();
         // Hooks are programs of the host, which a guest does not have.
         spec.set_hooks(None);
-        translate_process(&mut spec);
+        let apparmor_profile = translate_process(&mut spec)?;
         translate_linux(&mut spec, standalone)?;
         let binds = bind_mounts(spec.mounts().as_deref().unwrap_or_default())?;
-        Ok(Self { spec, binds })
+        Ok(Self {
+            spec,
+            binds,
+            apparmor_profile,
+        })
+    }
+
+    /// The AppArmor profile of the host that the pod names, for the guest to enforce.
+    pub fn apparmor_profile(&self) -> Option<&str> {
+        self.apparmor_profile.as_deref()
     }
 
     /// The bind mounts whose sources are still the host's.
@@ -91,73 +93,40 @@ impl GuestSpec {
     }
 }
 
-fn translate_process(spec: &mut Spec) {
-    if let Some(process) = spec.process_mut() {
-        // Labels name policies of the host's security modules.
-        process.set_apparmor_profile(None);
-        process.set_selinux_label(None);
-    }
+/// Leaves only those labels that the pod names; yields the AppArmor profile among them.
+fn translate_process(spec: &mut Spec) -> Result<Option<String>, GuestSpecError> {
+    let Some(process) = spec.process_mut() else {
+        return Ok(None);
+    };
+    confinement::check_selinux(process)?;
+    process.set_selinux_label(None);
+    let profile = confinement::apparmor_profile(process).map(str::to_owned);
+    process.set_apparmor_profile(profile.clone());
+    Ok(profile)
 }
 
 fn translate_linux(spec: &mut Spec, standalone: bool) -> Result<(), GuestSpecError> {
+    namespaces::check(spec)?;
+    let own = namespaces::own(spec, standalone);
+    let privileged = device_nodes::is_privileged(spec.mounts().as_deref().unwrap_or_default());
     let Some(linux) = spec.linux_mut() else {
         return Ok(());
     };
     linux.set_cgroups_path(None);
     linux.set_mount_label(None);
     linux.set_intel_rdt(None);
-    let devices = linux.devices().clone().unwrap_or_default();
-    let foreign = devices.iter().find(|device| !is_standard(device.path()));
-    if let Some(device) = foreign {
-        return Err(GuestSpecError::Device(device.path().clone()));
-    }
-    let namespaces = linux.namespaces().clone().unwrap_or_default();
-    if namespaces.iter().any(is_of_users) {
-        return Err(GuestSpecError::UserNamespace);
-    }
-    let own = namespaces
-        .into_iter()
-        .filter(|namespace| is_own(namespace, standalone));
-    linux.set_namespaces(Some(own.collect()));
-    Ok(())
-}
-
-fn is_standard(device: &Path) -> bool {
-    STANDARD_DEVICES
-        .iter()
-        .any(|standard| device == Path::new(standard))
-}
-
-fn is_of_users(namespace: &LinuxNamespace) -> bool {
-    namespace.typ() == LinuxNamespaceType::User
+    linux.set_namespaces(Some(own));
+    Ok(device_nodes::translate(linux, privileged)?)
 }
 
 /// Makes sure that a pod's guest can run what its spec asks for.
 ///
 /// # Errors
-/// [`GuestSpecError::UserNamespace`].
+/// [`GuestSpecError::Namespace`], [`GuestSpecError::Selinux`].
 pub fn check_pod(spec: &Spec) -> Result<(), GuestSpecError> {
-    let namespaces = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.namespaces().as_ref());
-    match namespaces {
-        Some(namespaces) if namespaces.iter().any(is_of_users) => {
-            Err(GuestSpecError::UserNamespace)
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whether a namespace is the container's own. One with a path is shared within the pod: then it
-/// is the guest's.
-fn is_own(namespace: &LinuxNamespace, standalone: bool) -> bool {
-    let shared = namespace
-        .path()
-        .as_ref()
-        .is_some_and(|path| !path.as_os_str().is_empty());
-    let guests = standalone && namespace.typ() == LinuxNamespaceType::Network;
-    !shared && !guests
+    namespaces::check_pod(spec)?;
+    let process = spec.process().as_ref();
+    Ok(process.map_or(Ok(()), confinement::check_selinux)?)
 }
 
 fn bind_mounts(mounts: &[Mount]) -> Result<Vec<BindMount>, GuestSpecError> {
@@ -196,6 +165,8 @@ pub fn shared_memory_size(spec: &Spec) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use oci_spec::runtime::LinuxNamespaceType;
+
     use super::*;
 
     fn spec(json: &str) -> Spec {
@@ -206,7 +177,8 @@ mod tests {
         "ociVersion": "1.1.0",
         "root": {"path": "rootfs", "readonly": true},
         "process": {"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0},
-                    "apparmorProfile": "cri-containerd.apparmor.d", "selinuxLabel": "x"},
+                    "apparmorProfile": "cri-containerd.apparmor.d",
+                    "selinuxLabel": "system_u:system_r:container_t:s0:c1,c2"},
         "hooks": {"prestart": [{"path": "/bin/hook"}]},
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -234,7 +206,7 @@ mod tests {
             .as_ref()
             .unwrap()
             .iter()
-            .map(LinuxNamespace::typ)
+            .map(oci_spec::runtime::LinuxNamespace::typ)
             .collect();
         assert_eq!(kinds, [LinuxNamespaceType::Pid, LinuxNamespaceType::Mount]);
         let process = guest.process().as_ref().unwrap();
@@ -260,40 +232,27 @@ mod tests {
     }
 
     #[test]
-    fn a_device_of_the_host_is_refused_by_name() {
-        let device = r#"{"ociVersion":"1.1.0","linux":{"devices":[
-            {"path":"/dev/sda","type":"b","major":8,"minor":0}]}}"#;
-        let error = GuestSpec::translate(&spec(device), false).unwrap_err();
-        assert_eq!(error, GuestSpecError::Device("/dev/sda".into()));
+    fn a_profile_that_the_pod_names_stays() {
+        let named = CONTAINER.replace("cri-containerd.apparmor.d", "mine");
+        let translated = GuestSpec::translate(&spec(&named), false).unwrap();
+        assert_eq!(translated.apparmor_profile(), Some("mine"));
+        let default = GuestSpec::translate(&spec(CONTAINER), false).unwrap();
+        assert_eq!(default.apparmor_profile(), None);
     }
 
     #[test]
-    fn users_of_the_host_are_refused() {
-        let users = spec(r#"{"ociVersion":"1.1.0","linux":{"namespaces":[{"type":"user"}]}}"#);
-        assert_eq!(check_pod(&users), Err(GuestSpecError::UserNamespace));
-        let error = GuestSpec::translate(&users, false).unwrap_err();
-        assert_eq!(error, GuestSpecError::UserNamespace);
-        assert_eq!(check_pod(&spec(CONTAINER)), Ok(()));
-    }
-
-    #[test]
-    fn a_standalone_containers_network_is_its_guests() {
-        let own =
-            r#"{"ociVersion":"1.1.0","linux":{"namespaces":[{"type":"network"},{"type":"pid"}]}}"#;
-        let kinds = |standalone| {
-            let translated = GuestSpec::translate(&spec(own), standalone).unwrap();
-            translated
-                .spec
-                .linux()
-                .as_ref()
-                .unwrap()
-                .namespaces()
-                .as_ref()
-                .unwrap()
-                .len()
-        };
-        assert_eq!(kinds(true), 1);
-        assert_eq!(kinds(false), 2);
+    fn what_a_guest_cannot_honour_is_refused() {
+        for (part, why) in [
+            (r#""namespaces":[{"type":"user"}]"#, "hostUsers"),
+            (
+                r#""devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0}]"#,
+                "/dev/sda",
+            ),
+        ] {
+            let json = format!(r#"{{"ociVersion":"1.1.0","linux":{{{part}}}}}"#);
+            let error = GuestSpec::translate(&spec(&json), false).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! From an OCI spec to what a pod's machine and guest are told. Pure: nothing here touches the
-//! host, except that [`bundle`] reads one file.
+//! host, except that [`bundle`] reads one file and [`device_nodes`] looks at `/dev`.
 
 pub mod bundle;
 pub mod cgroup_path;
+pub mod confinement;
+pub mod device_nodes;
 pub mod guest_spec;
+pub mod namespaces;
 pub mod network;
 pub mod sizing;
 pub mod volume;

@@ -236,7 +236,7 @@ impl Actor {
             return;
         }
         let (container_id, exec_id) = (id.container.clone(), id.exec.clone());
-        let pid = std::process::id();
+        let pid = self.tasks.pid(&container_id);
         let event = if id.is_init() {
             Event::Start(TaskStart { container_id, pid })
         } else {
@@ -328,9 +328,10 @@ impl Actor {
 
     fn status(&mut self, id: &ProcessId) -> Result<ProcessStatus, TaskError> {
         let task = self.tasks.task(&id.container)?;
-        let (bundle, paused) = (task.bundle.clone(), task.paused);
+        let (pid, bundle, paused) = (task.pid.number(), task.bundle.clone(), task.paused);
         let process = self.tasks.process(id)?;
         Ok(ProcessStatus {
+            pid,
             bundle,
             paused,
             state: process.state,

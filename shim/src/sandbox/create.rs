@@ -29,6 +29,8 @@ pub struct ContainerPlan {
     pub stdio: Stdio,
     /// Whether it owns its guest's network.
     pub standalone: bool,
+    /// The container whose processes it joins, when it has none of its own; the pod's for none.
+    pub pid_namespace_of: Option<String>,
 }
 
 impl ContainerPlan {
@@ -40,6 +42,7 @@ impl ContainerPlan {
             rootfs: request.rootfs,
             stdio: request.stdio,
             standalone,
+            pid_namespace_of: None,
         }
     }
 }
@@ -85,6 +88,10 @@ async fn make(
     undo: &mut Vec<Undo>,
 ) -> Result<Streams, TaskError> {
     let spec = GuestSpec::translate(&plan.bundle.spec, plan.standalone)?;
+    let apparmor_policy = match spec.apparmor_profile() {
+        Some(profile) => hands.host.apparmor_policy(profile)?,
+        None => Vec::new(),
+    };
     let root = root_folder(hands, &plan, undo).await?;
     let name = format!("root-{}", plan.id);
     // The root of a container is changed by nobody else.
@@ -107,6 +114,8 @@ async fn make(
         container_id: plan.id.clone(),
         spec_json,
         stdio: Some(wanted(&plan.stdio, console_size(&plan.bundle))),
+        apparmor_policy,
+        pid_namespace_of: plan.pid_namespace_of.unwrap_or_default(),
     };
     let created = hands.agent.create_container(request).await?;
     undo.push(Undo::DeleteContainer(plan.id));

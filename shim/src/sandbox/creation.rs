@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use oci_spec::runtime::Spec;
 use podvisor_proto::containerd::events::{TaskCreate, TaskExecAdded, TaskIo};
 
 use super::actor::{Actor, GuestState};
@@ -11,6 +12,7 @@ use super::plan;
 use super::process::{ProcessEvent, ProcessState};
 use super::request::{CreateRequest, ProcessId, Reply};
 use super::task::{Process, Task};
+use super::task_pid::TaskPid;
 use super::undo::{Hands, Undo};
 use super::volumes::Volumes;
 use super::work::{self, Message};
@@ -19,7 +21,7 @@ use crate::events::Event;
 use crate::guest::boot::{BootError, BootPlan, Guest, boot};
 use crate::io::{Stdio, Streams};
 use crate::pod::network::PodNetwork;
-use crate::pod::{Bundle, Role};
+use crate::pod::{Bundle, Role, namespaces};
 
 /// What a creation takes.
 enum Creation {
@@ -56,10 +58,15 @@ impl Actor {
         let role = bundle.role()?;
         let is_sandbox = role == Role::Sandbox;
         let (stdio, oom_score) = (request.stdio.clone(), bundle.oom_score());
-        let task = Task::new(request.bundle.clone(), stdio, is_sandbox, oom_score);
+        let pid = match role {
+            Role::Member { .. } => TaskPid::for_container().map_err(TaskError::Thread)?,
+            Role::Sandbox | Role::Standalone => TaskPid::of_pod(),
+        };
+        let task = Task::new(pid, request.bundle.clone(), stdio, is_sandbox, oom_score);
         let creation = match role {
             Role::Member { .. } => {
-                let plan = ContainerPlan::new(request, bundle, false);
+                let mut plan = ContainerPlan::new(request, bundle, false);
+                plan.pid_namespace_of = self.joined_container(&plan.bundle.spec)?;
                 Creation::Container(self.hands()?, Box::new(plan))
             }
             Role::Sandbox => Creation::Boot(Box::new(self.plan_boot(&request, &bundle)?), None),
@@ -70,6 +77,21 @@ impl Actor {
             }
         };
         Ok((task, creation))
+    }
+
+    /// The container whose processes another one joins; none for the pod's or its own.
+    fn joined_container(&self, spec: &Spec) -> Result<Option<String>, TaskError> {
+        let joined = namespaces::joined_process(spec);
+        let Some(pid) = joined.filter(|pid| *pid != std::process::id()) else {
+            return Ok(None);
+        };
+        let container = self.tasks.container_of(pid);
+        let container = container.ok_or_else(|| {
+            TaskError::Invalid(format!(
+                "linux.namespaces: process {pid} is no container of the pod"
+            ))
+        })?;
+        Ok(Some(container.to_owned()))
     }
 
     fn plan_boot(&self, request: &CreateRequest, bundle: &Bundle) -> Result<BootPlan, TaskError> {
@@ -171,7 +193,7 @@ impl Actor {
             container_id: id.to_owned(),
             bundle: task.bundle.display().to_string(),
             io: Some(task_io(&task.init.stdio)),
-            pid: std::process::id(),
+            pid: task.pid.number(),
             ..TaskCreate::default()
         });
         self.settings.publisher.publish(&event);

@@ -64,7 +64,7 @@ impl Actor {
         self.settings.publisher.publish(&Event::Exit(TaskExit {
             container_id: id.container.clone(),
             id: named.clone(),
-            pid: std::process::id(),
+            pid: self.tasks.pid(&id.container),
             exit_status: exit.status,
             exited_at: Some(timestamp(exit.at)),
         }));
@@ -216,6 +216,7 @@ impl Actor {
     /// What was left of a process is gone: so is the process.
     pub(super) fn cleaned(&mut self, id: &ProcessId, reply: Reply<Deleted>) {
         let exit = self.tasks.process(id).map(|process| process.state.exit());
+        let pid = self.tasks.pid(&id.container);
         if id.is_init() {
             self.tasks.0.remove(&id.container);
             self.adjust_oom_score();
@@ -228,7 +229,7 @@ impl Actor {
         if let Ok(deleted) = &deleted {
             self.settings.publisher.publish(&Event::Delete(TaskDelete {
                 container_id: id.container.clone(),
-                pid: std::process::id(),
+                pid,
                 exit_status: deleted.exit.status,
                 exited_at: Some(timestamp(deleted.exit.at)),
                 id: id.exec.clone(),

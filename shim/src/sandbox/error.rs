@@ -81,6 +81,9 @@ pub enum TaskError {
     /// The agent refused or did not answer.
     #[error("{}", .0.message())]
     Agent(Status),
+    /// The host allows no thread to stand for the container.
+    #[error("the pod's shim cannot start a thread")]
+    Thread(#[source] std::io::Error),
     /// A worker of this process failed, or the pod is gone.
     #[error("the pod's shim is shutting down")]
     Gone,

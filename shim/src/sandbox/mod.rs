@@ -12,6 +12,7 @@ mod plan;
 mod process;
 mod request;
 mod task;
+mod task_pid;
 #[cfg(test)]
 mod tests;
 mod undo;

@@ -66,6 +66,8 @@ pub struct CreateRequest {
 /// What is known of a process.
 #[derive(Clone, Debug)]
 pub struct ProcessStatus {
+    /// Its container's number among the host's processes.
+    pub pid: u32,
     /// Its container's bundle.
     pub bundle: PathBuf,
     /// Its state.

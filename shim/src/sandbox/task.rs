@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::error::TaskError;
 use super::process::{Exit, ProcessEvent, ProcessState};
 use super::request::{ProcessId, Reply};
+use super::task_pid::TaskPid;
 use super::undo::Undo;
 use crate::io::{Stdio, Streams};
 
@@ -64,6 +65,7 @@ impl Process {
 
 /// A container, or the sandbox itself.
 pub(super) struct Task {
+    pub(super) pid: TaskPid,
     pub(super) bundle: PathBuf,
     /// Whether this is the sandbox, which has no process in the guest.
     pub(super) is_sandbox: bool,
@@ -78,8 +80,15 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(bundle: PathBuf, stdio: Stdio, is_sandbox: bool, oom_score: i64) -> Self {
+    pub(super) fn new(
+        pid: TaskPid,
+        bundle: PathBuf,
+        stdio: Stdio,
+        is_sandbox: bool,
+        oom_score: i64,
+    ) -> Self {
         Self {
+            pid,
             bundle,
             is_sandbox,
             paused: false,
@@ -101,6 +110,20 @@ impl Tasks {
         self.0
             .get_mut(id)
             .ok_or_else(|| TaskError::NotFound(format!("container {id}")))
+    }
+
+    /// A task's number among the host's processes; the pod's of one that is gone.
+    pub(super) fn pid(&self, id: &str) -> u32 {
+        self.0
+            .get(id)
+            .map_or_else(std::process::id, |task| task.pid.number())
+    }
+
+    /// The container whose number among the host's processes is `pid`.
+    pub(super) fn container_of(&self, pid: u32) -> Option<&str> {
+        let mut tasks = self.0.iter();
+        let found = tasks.find(|(_, task)| task.pid.is_container() && task.pid.number() == pid);
+        found.map(|(id, _)| id.as_str())
     }
 
     pub(super) fn process(&mut self, id: &ProcessId) -> Result<&mut Process, TaskError> {

@@ -82,7 +82,7 @@ pub(super) fn state(id: &ProcessId, status: ProcessStatus) -> StateResponse {
     StateResponse {
         id: id.container.clone(),
         bundle: status.bundle.display().to_string(),
-        pid: std::process::id(),
+        pid: status.pid,
         status: task_status(status.state, status.paused).into(),
         stdin: status.stdio.stdin,
         stdout: status.stdio.stdout,

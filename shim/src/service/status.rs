@@ -36,6 +36,7 @@ fn code(error: &TaskError) -> Code {
         | TaskError::Stdio(_) => Code::InvalidArgument,
         TaskError::Config(_)
         | TaskError::Setup(_)
+        | TaskError::Thread(_)
         | TaskError::Boot(_)
         | TaskError::Host(_)
         | TaskError::Export(_)

@@ -31,11 +31,13 @@ impl TaskService {
             .await
             .map_err(|error| status::of(&error))
     }
-}
 
-/// The only process of a pod that the host sees.
-fn pid() -> u32 {
-    std::process::id()
+    /// A task's number among the host's processes; the pod's of one that is not there.
+    async fn pid(&self, id: String) -> u32 {
+        let process = convert::process_id(id, String::new());
+        let found = self.call(|reply| Request::Status(process, reply)).await;
+        found.map_or_else(|_| std::process::id(), |status| status.pid)
+    }
 }
 
 fn invalid(error: TaskError) -> Status {
@@ -44,15 +46,18 @@ fn invalid(error: TaskError) -> Status {
 
 impl Task for TaskService {
     async fn create(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse, Status> {
+        let id = request.id.clone();
         let request = Box::new(convert::create(request).map_err(invalid)?);
         self.call(|reply| Request::Create(request, reply)).await?;
-        Ok(CreateTaskResponse { pid: pid() })
+        let pid = self.pid(id).await;
+        Ok(CreateTaskResponse { pid })
     }
 
     async fn start(&self, request: StartRequest) -> Result<StartResponse, Status> {
-        let process = convert::process_id(request.id, request.exec_id);
+        let process = convert::process_id(request.id.clone(), request.exec_id);
         self.call(|reply| Request::Start(process, reply)).await?;
-        Ok(StartResponse { pid: pid() })
+        let pid = self.pid(request.id).await;
+        Ok(StartResponse { pid })
     }
 
     async fn exec(&self, request: ExecProcessRequest) -> Result<(), Status> {
@@ -97,7 +102,7 @@ impl Task for TaskService {
             .await?;
         if pids.is_empty() {
             // containerd takes a live task without processes for a leaked one.
-            pids.push(pid());
+            pids.push(std::process::id());
         }
         let processes = pids.into_iter().map(|pid| ProcessInfo { pid, info: None });
         Ok(PidsResponse {
@@ -106,10 +111,11 @@ impl Task for TaskService {
     }
 
     async fn delete(&self, request: DeleteRequest) -> Result<DeleteResponse, Status> {
+        let pid = self.pid(request.id.clone()).await;
         let process = convert::process_id(request.id, request.exec_id);
         let deleted = self.call(|reply| Request::Delete(process, reply)).await?;
         Ok(DeleteResponse {
-            pid: pid(),
+            pid,
             exit_status: deleted.exit.status,
             exited_at: Some(timestamp(deleted.exit.at)),
         })
@@ -181,11 +187,11 @@ impl Task for TaskService {
         })
     }
 
-    async fn connect(&self, _request: ConnectRequest) -> Result<ConnectResponse, Status> {
-        // containerd asks for members before they are created, too.
+    async fn connect(&self, request: ConnectRequest) -> Result<ConnectResponse, Status> {
         Ok(ConnectResponse {
-            shim_pid: pid(),
-            task_pid: pid(),
+            shim_pid: std::process::id(),
+            // containerd asks for members before they are created, too.
+            task_pid: self.pid(request.id).await,
             version: String::new(),
         })
     }

@@ -372,6 +372,9 @@ impl HostOps for FakeHost {
             .remove(&target.display().to_string());
         Ok(())
     }
+    fn apparmor_policy(&self, profile: &str) -> Result<Vec<u8>, HostError> {
+        Ok(profile.as_bytes().to_vec())
+    }
     fn set_oom_score(&self, score: i64) -> Result<(), HostError> {
         self.0.state.lock().unwrap().oom_score = Some(score);
         Ok(())

@@ -72,7 +72,8 @@ impl Pod {
                 "process":{{"cwd":"/","args":["sh"],"user":{{"uid":0,"gid":0}},"oomScoreAdj":{score}}},
                 "annotations":{{"io.kubernetes.cri.container-type":"{kind}",
                                 "io.kubernetes.cri.sandbox-id":"{SANDBOX}"}},
-                "linux":{{"namespaces":[{{"type":"network","path":"/run/netns/x"}}]}}}}"#
+                "linux":{{"namespaces":[{{"type":"pid"}},{{"type":"ipc"}},
+                    {{"type":"network","path":"/run/netns/x"}}]}}}}"#
         );
         std::fs::write(bundle.join("config.json"), spec).unwrap();
         bundle.display().to_string()
