@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use podvisor_proto::cri::v1::security_profile::ProfileType;
 use podvisor_proto::cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStats, ContainerStatsRequest,
-    ContainerStatus, ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ImageSpec,
-    Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, Mount,
+    ContainerStatus, ContainerStatusRequest, CreateContainerRequest, Device, ExecSyncRequest,
+    ImageSpec, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, Mount,
     RemoveContainerRequest, ReopenContainerLogRequest, StartContainerRequest, StopContainerRequest,
 };
 use podvisor_proto::cri::v1::{
@@ -145,6 +145,24 @@ impl<'p, 'c> ContainerBuilder<'p, 'c> {
             .security_context
             .get_or_insert_default()
             .readonly_rootfs = true;
+        self
+    }
+
+    /// Changes the security context.
+    #[must_use]
+    pub fn security(mut self, change: impl FnOnce(&mut LinuxContainerSecurityContext)) -> Self {
+        change(self.linux.security_context.get_or_insert_default());
+        self
+    }
+
+    /// Adds a device of the node.
+    #[must_use]
+    pub fn device(mut self, host: &str, path: &str) -> Self {
+        self.config.devices.push(Device {
+            container_path: path.into(),
+            host_path: host.into(),
+            permissions: "rwm".into(),
+        });
         self
     }
 

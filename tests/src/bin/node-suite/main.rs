@@ -22,6 +22,7 @@ mod pod_networks;
 mod pods;
 mod ports;
 mod refusals;
+mod security;
 mod streams;
 mod vm;
 
@@ -39,6 +40,7 @@ fn cases() -> Vec<Case> {
         connections::cases(),
         pod_networks::cases(),
         refusals::cases(),
+        security::cases(),
         bad_input::cases(),
         failures::cases(),
         vm::cases(),

@@ -1,0 +1,24 @@
+//! Security contexts: what a container may do in its guest is what runc would let it do on the
+//! node.
+
+mod compare;
+mod confinement;
+mod identity;
+mod processes;
+mod refusals;
+mod sysctls;
+
+use crate::case::Case;
+
+pub fn cases() -> Vec<Case> {
+    [
+        identity::cases(),
+        confinement::cases(),
+        processes::cases(),
+        sysctls::cases(),
+        refusals::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
