@@ -1,4 +1,4 @@
-//! Commands through CRI's streaming server, in a VM pod and in a runc pod.
+//! Commands and attachments through CRI's streaming server, in a VM pod and in a runc pod.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,12 @@ use podvisor_tests::{Container, Cri, Handler, Pod, PodBuilder, Session, wait};
 use crate::case::{Case, gate};
 
 pub fn cases() -> Vec<Case> {
-    vec![gate("commands_have_streams_codes_and_time_limits", |cri| {
-        in_both(cri, commands)
-    })]
+    vec![
+        gate("attachments_come_and_go", |cri| in_both(cri, attach)),
+        gate("commands_have_streams_codes_and_time_limits", |cri| {
+            in_both(cri, commands)
+        }),
+    ]
 }
 
 const INPUT: Wanted = Wanted {
@@ -30,6 +33,67 @@ fn in_both(cri: &Cri, test: fn(&Pod<'_>) -> Result<()>) -> Result<()> {
         let pod = PodBuilder::new(cri, handler, "streams").run()?;
         test(&pod).with_context(|| format!("in a {handler:?} pod"))?;
     }
+    Ok(())
+}
+
+fn attach(pod: &Pod<'_>) -> Result<()> {
+    let lines = pod
+        .container("lines")
+        .stdin()
+        .script("while read line; do echo out $line; echo err $line >&2; done; echo end");
+    let lines = lines.start()?;
+    // Whoever is attached gets both streams; standard input outlives each of them.
+    for line in ["one", "two"] {
+        let mut session = lines.attach(INPUT)?;
+        session.send(STDIN, format!("{line}\n").as_bytes())?;
+        session.wait_for(STDOUT, &format!("out {line}\n"))?;
+        session.wait_for(STDERR, &format!("err {line}\n"))?;
+    }
+    // Two at once see the same.
+    let (mut first, mut second) = (lines.attach(INPUT)?, lines.attach(Wanted::default())?);
+    first.send(STDIN, b"three\n")?;
+    first.wait_for(STDOUT, "out three\n")?;
+    second.wait_for(STDOUT, "out three\n")?;
+    drop((first, second));
+    let log = lines.log()?;
+    ensure!(
+        log.stdout == "out one\nout two\nout three\n"
+            && log.stderr == "err one\nerr two\nerr three\n",
+        "{log:?}"
+    );
+    attach_once(pod)?;
+    attach_to_terminal(pod)
+}
+
+/// With `stdinOnce`, standard input ends with the first attachment.
+fn attach_once(pod: &Pod<'_>) -> Result<()> {
+    let once = pod
+        .container("once")
+        .stdin_once()
+        .script("cat; echo end; exit 6");
+    let once = once.start()?;
+    let mut session = once.attach(INPUT)?;
+    session.send(STDIN, b"text\n")?;
+    session.wait_for(STDOUT, "text\n")?;
+    drop(session);
+    let status = once.wait(Duration::from_secs(30))?;
+    ensure!(status.exit_code == 6, "exit code {}", status.exit_code);
+    let log = once.log()?.stdout;
+    ensure!(log == "text\nend\n", "{log:?}");
+    Ok(())
+}
+
+fn attach_to_terminal(pod: &Pod<'_>) -> Result<()> {
+    let shell = pod
+        .container("shell")
+        .stdin()
+        .terminal()
+        .script("test -t 2 && while read line; do stty size; done");
+    let shell = shell.start()?;
+    let mut session = shell.attach(TERMINAL)?;
+    follows_its_size(&mut session)?;
+    drop(session);
+    ensure!(shell.log()?.stdout.contains("37 121"), "{:?}", shell.log()?);
     Ok(())
 }
 
