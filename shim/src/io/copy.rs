@@ -38,9 +38,12 @@ pub async fn attach(
     let input = Input::open(&StdioAddress::parse(&stdio.stdin)?)?;
     let stdout = Output::open(&StdioAddress::parse(&stdio.stdout)?)?;
     let stderr = Output::open(&StdioAddress::parse(&stdio.stderr)?)?;
-    let stdin_stream = dial(machine, &tokens.stdin).await?;
-    let stdout_stream = dial(machine, &tokens.stdout).await?;
-    let stderr_stream = dial(machine, &tokens.stderr).await?;
+    // Together: each takes a round trip to the guest.
+    let (stdin_stream, stdout_stream, stderr_stream) = tokio::try_join!(
+        dial(machine, &tokens.stdin),
+        dial(machine, &tokens.stdout),
+        dial(machine, &tokens.stderr),
+    )?;
     let mut streams = Streams::default();
     if let (Some(input), Some(stream)) = (input, stdin_stream) {
         let Input {
