@@ -15,6 +15,10 @@ const MAX_OPEN_FILES: u64 = 1 << 20;
 /// The kernel never picks the agent when memory runs out.
 const OOM_SCORE: &str = "-1000";
 
+/// What the kernel keeps free for itself, in KiB (admin-guide/sysctl/vm.rst).
+const MIN_FREE: &str = "/proc/sys/vm/min_free_kbytes";
+/// Bounds of the kernel's own choice for it, in KiB (mm/page_alloc.c, calculate_min_free_kbytes).
+const MIN_FREE_BOUNDS: (u64, u64) = (128, 262_144);
 /// Whether the kernel hurries with RCU grace periods (kernel/ksysfs.c).
 const RCU_EXPEDITED: &str = "/sys/kernel/rcu_expedited";
 
@@ -131,10 +135,21 @@ pub fn prepare() -> Result<(), BootError> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(step("clear dumpable"))?;
     std::fs::write("/proc/self/oom_score_adj", OOM_SCORE).map_err(step("set oom_score_adj"))?;
+    lower_reserve().map_err(step("set vm.min_free_kbytes"))?;
     raise_limits()?;
     build_cgroups()?;
     crate::network::bring_loopback_up()?;
     Ok(())
+}
+
+/// Takes back what huge pages add to the kernel's reserve: from 512 MiB on khugepaged raises it to
+/// 22 MiB a zone (mm/khugepaged.c, set_recommended_min_free_kbytes), which no container could use.
+fn lower_reserve() -> io::Result<()> {
+    let memory = rustix::system::sysinfo();
+    let kib = (memory.totalram * u64::from(memory.mem_unit)) >> 10;
+    let (least, most) = MIN_FREE_BOUNDS;
+    let reserve = (kib * 16).isqrt().clamp(least, most);
+    std::fs::write(MIN_FREE, reserve.to_string())
 }
 
 /// Builds the cgroup tree. Moving a process waits for an RCU grace period,

@@ -6,12 +6,23 @@ use thiserror::Error;
 use super::bundle::Limits;
 use crate::annotations::Annotations;
 
-/// What kernel, initial image and agent take of a guest, in bytes, whatever its size.
-const GUEST_BASE: u64 = 56 << 20;
-/// The kernel describes each page of 4096 bytes by 64.
-const PAGE_STRUCT_SHARE: u64 = 64;
-/// What the server takes outside of guest memory, page tables included, in bytes.
-const HOST_OVERHEAD: u64 = 16 << 20;
+// What guests and servers take was measured by `cargo xtask bench memory` (docs/benchmarks.md); what
+// is beyond the measured values is the margin for what an idle pod does not show.
+
+/// What kernel, initial image and agent take of a guest, in bytes, whatever its size: 30 MiB idle,
+/// and as much as half of it again for the stream and network buffers of a busy one.
+const GUEST_BASE: u64 = 46 << 20;
+/// What each processor takes of a guest, in bytes.
+const GUEST_PER_VCPU: u64 = 1 << 20;
+/// The part of a guest that its kernel takes to manage it: 64 bytes for each page of 4096, hash
+/// tables, and the reserve for allocations that cannot wait.
+const GUEST_SHARE: u64 = 32;
+/// What the server takes outside of guest memory, in bytes: 7 MiB idle, kernel memory included, and
+/// room for requests in flight.
+const HOST_BASE: u64 = 12 << 20;
+/// The part of guest memory that page tables take on the host: an entry of 8 bytes for each page of
+/// 4096, in the server's tables and in the machine's.
+const PAGE_TABLE_SHARE: u64 = 256;
 /// With a smaller limit not even one container's processes start, in bytes.
 const MIN_LIMIT: u64 = 8 << 20;
 /// Guest memory comes in whole large pages, in bytes.
@@ -47,7 +58,7 @@ pub enum SizeError {
     #[error(
         "the VM needs {} ({} of guest memory and {} beside it) but the pod's cgroup allows {}: \
          does the RuntimeClass have its overhead.podFixed?",
-        mib(.memory + HOST_OVERHEAD), mib(*.memory), mib(HOST_OVERHEAD), mib(*.cgroup_max)
+        mib(.memory + host_overhead(*.memory)), mib(*.memory), mib(host_overhead(*.memory)), mib(*.cgroup_max)
     )]
     CgroupTooSmall {
         /// Guest memory in bytes.
@@ -69,13 +80,13 @@ impl Size {
         default_memory: u64,
         host_cpus: u32,
     ) -> Result<Self, SizeError> {
-        let memory = match annotations.memory {
-            Some(memory) => memory,
-            None => guest_memory(limits.memory.unwrap_or(default_memory))?,
-        };
         let vcpus = annotations
             .cpus
             .unwrap_or_else(|| processors(limits, host_cpus));
+        let memory = match annotations.memory {
+            Some(memory) => memory,
+            None => guest_memory(limits.memory.unwrap_or(default_memory), vcpus)?,
+        };
         Ok(Self { vcpus, memory })
     }
 
@@ -86,7 +97,7 @@ impl Size {
     pub fn check_cgroup(&self, cgroup_max: Option<u64>) -> Result<(), SizeError> {
         let memory = self.memory.bytes();
         match cgroup_max {
-            Some(cgroup_max) if memory.saturating_add(HOST_OVERHEAD) > cgroup_max => {
+            Some(cgroup_max) if memory.saturating_add(host_overhead(memory)) > cgroup_max => {
                 Err(SizeError::CgroupTooSmall { memory, cgroup_max })
             }
             _ => Ok(()),
@@ -94,15 +105,21 @@ impl Size {
     }
 }
 
-/// Guest memory in which containers can use `limit` bytes.
-fn guest_memory(limit: u64) -> Result<MemorySize, SizeError> {
+/// What a machine with `memory` bytes takes beside them.
+fn host_overhead(memory: u64) -> u64 {
+    HOST_BASE + memory / PAGE_TABLE_SHARE
+}
+
+/// Memory of a guest with `vcpus` in which containers can use `limit` bytes.
+fn guest_memory(limit: u64, vcpus: Vcpus) -> Result<MemorySize, SizeError> {
     if limit < MIN_LIMIT {
         return Err(SizeError::TooSmall { limit });
     }
     let too_large = || SizeError::TooLarge { limit };
-    let with_base = limit.checked_add(GUEST_BASE).ok_or_else(too_large)?;
+    let base = GUEST_BASE + GUEST_PER_VCPU * u64::from(vcpus.get());
+    let with_base = limit.checked_add(base).ok_or_else(too_large)?;
     let bytes = with_base
-        .checked_add(with_base / PAGE_STRUCT_SHARE)
+        .checked_add(with_base / (GUEST_SHARE - 1))
         .ok_or_else(too_large)?;
     let bytes = bytes
         .checked_next_multiple_of(GRANULE)
@@ -186,6 +203,21 @@ mod tests {
             error.contains("128 MiB") && error.contains("podFixed"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_guest_grows_with_the_limit_and_its_processors() {
+        let mib = |memory_mib: u64, cpus: u64| {
+            let limits = Limits {
+                memory: Some(memory_mib << 20),
+                cpu_quota_us: Some(cpus * 100_000),
+                cpu_period_us: Some(100_000),
+            };
+            size(limits).unwrap().memory.bytes() >> 20
+        };
+        assert_eq!(mib(128, 1), 182);
+        assert_eq!(mib(1024, 1), 1106);
+        assert_eq!(mib(1024, 4), 1110);
     }
 
     #[test]

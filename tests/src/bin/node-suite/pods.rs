@@ -240,11 +240,11 @@ fn size(cri: &Cri) -> Result<()> {
     let pod = PodBuilder::new(cri, Handler::Podvisor, "size")
         .cpus(2)
         .annotation("podvisor.io/cpus", "2")
-        .memory_mib(192)
+        .memory_mib(640)
         .run()?;
     let container = pod
         .container("idle")
-        .memory_mib(192)
+        .memory_mib(640)
         .millicpus(1500)
         .start()?;
     ensure!(
@@ -252,16 +252,17 @@ fn size(cri: &Cri) -> Result<()> {
         "CPUs: {}",
         container.shell("nproc")?
     );
-    let total: u64 = container
-        .shell("awk '/MemTotal/ {print $2}' /proc/meminfo")?
+    // All of the limit, and not much more.
+    let available: u64 = container
+        .shell("awk '/MemAvailable/ {print $2}' /proc/meminfo")?
         .parse()?;
     ensure!(
-        (192 << 10..320 << 10).contains(&total),
-        "MemTotal {total} KiB for 192 MiB"
+        (640 << 10..704 << 10).contains(&available),
+        "{available} KiB are available for a limit of 640 MiB"
     );
     let limit = container.shell("cat /sys/fs/cgroup/memory.max; cat /sys/fs/cgroup/cpu.max")?;
     ensure!(
-        limit == format!("{}\n150000 100000", 192 << 20),
+        limit == format!("{}\n150000 100000", 640 << 20),
         "limits inside: {limit}"
     );
     Ok(())
