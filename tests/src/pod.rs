@@ -144,14 +144,6 @@ impl<'c> PodBuilder<'c> {
         self
     }
 
-    /// Sets a namespaced kernel setting.
-    #[must_use]
-    pub fn sysctl(mut self, name: &str, value: &str) -> Self {
-        let linux = self.config.linux.get_or_insert_default();
-        linux.sysctls.insert(name.into(), value.into());
-        self
-    }
-
     /// Changes the pod's security context.
     #[must_use]
     pub fn security(mut self, change: impl FnOnce(&mut LinuxSandboxSecurityContext)) -> Self {
