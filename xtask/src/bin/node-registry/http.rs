@@ -49,15 +49,24 @@ impl Request {
             .map_or(self.target.as_str(), |(path, _)| path)
     }
 
-    /// The value of a query parameter; image names need no percent-decoding except for a port's colon.
+    /// The value of a query parameter: a host's name or address, and its port.
     pub fn query(&self, key: &str) -> Option<String> {
         let (_, query) = self.target.split_once('?')?;
         let value = query.split('&').find_map(|pair| {
             let (name, value) = pair.split_once('=')?;
             (name == key).then_some(value)
         })?;
-        Some(value.replace("%3A", ":"))
+        Some(unescaped(value))
     }
+}
+
+/// Text without the escapes of what stands in a host and has a meaning in a URL (RFC 3986, section 2.1).
+fn unescaped(text: &str) -> String {
+    [("%3A", ":"), ("%5B", "["), ("%5D", "]")]
+        .iter()
+        .fold(text.to_owned(), |text, (escape, character)| {
+            text.replace(escape, character)
+        })
 }
 
 /// What a response carries after its head.
@@ -157,6 +166,12 @@ mod tests {
         assert_eq!(request.path(), "/v2/a/b/manifests/1");
         assert_eq!(request.query("ns").as_deref(), Some("localhost:5000"));
         assert_eq!(request.query("none"), None);
+    }
+
+    #[test]
+    fn an_address_of_the_sixth_version_is_read_from_a_query() {
+        let request = request("GET /v2/a/manifests/1?ns=%5Bfd00%3A%3A1%5D%3A8443 HTTP/1.1\r\n");
+        assert_eq!(request.query("ns").as_deref(), Some("[fd00::1]:8443"));
     }
 
     #[test]

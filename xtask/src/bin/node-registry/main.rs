@@ -62,7 +62,7 @@ fn respond(request: &Request, layouts: &Layouts) -> Response {
     }
     if let Some((name, reference)) = path.split_once("/manifests/") {
         let host = request.query("ns");
-        return match layouts.manifest(host, name, reference) {
+        return match layouts.manifest(host.as_deref(), name, reference) {
             Some(found) => Response::file(&found.path, &found.media_type, Some(&found.digest)),
             None => Response::not_found(),
         };
