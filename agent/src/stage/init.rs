@@ -1,6 +1,8 @@
 //! The stage that becomes a container's init. It is born in its cgroup, its pid
 //! and its user namespace; everything else is done here.
 
+use std::os::unix::fs::DirBuilderExt as _;
+
 use rustix::thread::UnshareFlags;
 
 use super::command::Command;
@@ -81,6 +83,9 @@ fn set_names(spec: &Spec) -> Result<(), StageError> {
 
 /// Makes the working directory when the image lacks it, as runc does.
 fn create_working_directory(path: &str) {
-    // On a read-only root this fails; chdir then reports it.
-    let _ = std::fs::create_dir_all(path);
+    // The agent has no umask. On a read-only root this fails; chdir then reports it.
+    let _ = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path);
 }
