@@ -24,14 +24,15 @@ pub(super) fn mounts() -> Result<usize, LeftoversError> {
         .count())
 }
 
-/// Control groups of pods, without the kubelet's own levels above them.
+/// Control groups of pods, without the levels above them, which stay: the kubelet's, and the one of
+/// containerd's namespace for pods that name no parent.
 pub(super) fn cgroups_of_pods(root: &Path) -> Result<usize, LeftoversError> {
     let mut count = 0;
     walk(root, &mut |path, kind| {
         let below_root = path.strip_prefix(root).unwrap_or(path).to_string_lossy();
         let level = matches!(
             &*below_root,
-            "kubepods" | "kubepods/burstable" | "kubepods/besteffort" | "kubepods.slice"
+            "kubepods" | "kubepods/burstable" | "kubepods/besteffort" | "kubepods.slice" | "k8s.io"
         );
         count += usize::from(kind.is_dir() && !level && names_a_pod(&below_root));
     })?;
@@ -125,9 +126,13 @@ mod tests {
     #[test]
     fn the_kubelets_levels_are_no_pods() {
         let folder = tempfile::tempdir().unwrap();
-        for group in ["kubepods/burstable/pod1/abc", "system.slice/ssh.service"] {
+        for group in [
+            "kubepods/burstable/pod1/abc",
+            "k8s.io/podvisor-1",
+            "system.slice/ssh.service",
+        ] {
             fs::create_dir_all(folder.path().join(group)).unwrap();
         }
-        assert_eq!(cgroups_of_pods(folder.path()).unwrap(), 2);
+        assert_eq!(cgroups_of_pods(folder.path()).unwrap(), 3);
     }
 }
