@@ -15,6 +15,7 @@ use podvisor_proto::cri::v1::{
     LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, SecurityProfile,
 };
 
+use crate::cri::Cri;
 use crate::log_file::ContainerLog;
 use crate::pod::{CPU_PERIOD_US, Pod};
 use crate::wait;
@@ -65,6 +66,42 @@ impl<'p, 'c> ContainerBuilder<'p, 'c> {
     #[must_use]
     pub fn command(mut self, command: &[&str]) -> Self {
         self.config.command = command.iter().map(|&word| word.into()).collect();
+        self
+    }
+
+    /// The arguments, in place of the image's.
+    #[must_use]
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.config.args = arguments.iter().map(|&word| word.into()).collect();
+        self
+    }
+
+    /// A container that says nothing but its name, image and command, as the CRI validation suite
+    /// makes them: no security context of the kubelet's.
+    #[must_use]
+    pub fn plain(mut self) -> Self {
+        self.linux.security_context = None;
+        self
+    }
+
+    /// The number of this attempt.
+    #[must_use]
+    pub fn attempt(mut self, attempt: u32) -> Self {
+        self.config.metadata.get_or_insert_default().attempt = attempt;
+        self
+    }
+
+    /// Adds a label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.config.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// Adds an annotation.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.config.annotations.insert(key.into(), value.into());
         self
     }
 
@@ -295,15 +332,21 @@ impl Container<'_, '_> {
     /// # Errors
     /// What containerd answered.
     pub fn start(&self) -> Result<()> {
+        Self::start_by_id(self.pod.cri, &self.id)
+    }
+
+    /// Starts a container over another connection than its pod's.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn start_by_id(cri: &Cri, id: &str) -> Result<()> {
         let request = StartContainerRequest {
-            container_id: self.id.clone(),
+            container_id: id.into(),
         };
-        self.pod
-            .cri
-            .call("StartContainer", |mut c| async move {
-                c.start_container(request).await
-            })
-            .map(drop)
+        cri.call("StartContainer", |mut c| async move {
+            c.start_container(request).await
+        })
+        .map(drop)
     }
 
     /// Runs a command to its end.

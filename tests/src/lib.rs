@@ -11,6 +11,7 @@ pub mod initial_image;
 pub mod log_file;
 pub mod node;
 pub mod pod;
+pub mod registry;
 pub mod streaming;
 pub mod task;
 pub mod wait;

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 use podvisor_proto::cri::v1::{
-    DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatsRequest,
+    DnsConfig, LinuxContainerResources, LinuxSandboxSecurityContext, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatsRequest,
     PodSandboxStatusRequest, PodSandboxStatusResponse, PortMapping, Protocol,
     RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest, UInt64Value,
 };
@@ -53,6 +53,7 @@ pub struct PodBuilder<'c> {
     config: PodSandboxConfig,
     memory_bytes: i64,
     cpu_quota_us: i64,
+    plain: bool,
 }
 
 impl<'c> PodBuilder<'c> {
@@ -83,7 +84,35 @@ impl<'c> PodBuilder<'c> {
             config,
             memory_bytes: 128 << 20,
             cpu_quota_us: CPU_PERIOD_US,
+            plain: false,
         }
+    }
+
+    /// A pod that says nothing but its name, as the CRI validation suite makes them: no control
+    /// group of the kubelet's, no limits, no host name, no DNS.
+    #[must_use]
+    pub fn plain(mut self) -> Self {
+        self.config.hostname.clear();
+        self.config.dns_config = None;
+        self.plain = true;
+        self
+    }
+
+    /// Another attempt of a pod.
+    #[must_use]
+    pub fn attempt_of(mut self, pod: &Pod<'_>, attempt: u32) -> Self {
+        self.config.metadata = pod.config.metadata.clone();
+        if let Some(metadata) = &mut self.config.metadata {
+            metadata.attempt = attempt;
+        }
+        self
+    }
+
+    /// Adds a label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.config.labels.insert(key.into(), value.into());
+        self
     }
 
     /// Adds a pod annotation.
@@ -163,23 +192,13 @@ impl<'c> PodBuilder<'c> {
     pub fn run(mut self) -> Result<Pod<'c>> {
         let folder = PathBuf::from("/var/lib/podvisor-tests").join(&self.name);
         fs::create_dir_all(folder.join("logs"))?;
-        let cgroup = PodCgroup::create(&self.name, self.memory_bytes + OVERHEAD_BYTES)?;
         self.config.log_directory = folder.join("logs").display().to_string();
-        let linux = self.config.linux.get_or_insert_default();
-        linux.cgroup_parent = cgroup.parent();
-        linux.resources = Some(LinuxContainerResources {
-            cpu_period: CPU_PERIOD_US,
-            cpu_quota: self.cpu_quota_us,
-            memory_limit_in_bytes: self.memory_bytes,
-            ..LinuxContainerResources::default()
-        });
-        self.config.linux = Some(LinuxPodSandboxConfig {
-            overhead: Some(LinuxContainerResources {
-                memory_limit_in_bytes: OVERHEAD_BYTES,
-                ..LinuxContainerResources::default()
-            }),
-            ..self.config.linux.unwrap_or_default()
-        });
+        let cgroup = if self.plain {
+            self.config.linux.get_or_insert_default();
+            None
+        } else {
+            Some(self.limit()?)
+        };
         let request = RunPodSandboxRequest {
             config: Some(self.config.clone()),
             runtime_handler: self.handler.name().into(),
@@ -201,6 +220,24 @@ impl<'c> PodBuilder<'c> {
             }
         }
     }
+
+    /// Makes the pod's cgroup, as the kubelet does, and says so in the pod's configuration.
+    fn limit(&mut self) -> Result<PodCgroup> {
+        let cgroup = PodCgroup::create(&self.name, self.memory_bytes + OVERHEAD_BYTES)?;
+        let linux = self.config.linux.get_or_insert_default();
+        linux.cgroup_parent = cgroup.parent();
+        linux.resources = Some(LinuxContainerResources {
+            cpu_period: CPU_PERIOD_US,
+            cpu_quota: self.cpu_quota_us,
+            memory_limit_in_bytes: self.memory_bytes,
+            ..LinuxContainerResources::default()
+        });
+        linux.overhead = Some(LinuxContainerResources {
+            memory_limit_in_bytes: OVERHEAD_BYTES,
+            ..LinuxContainerResources::default()
+        });
+        Ok(cgroup)
+    }
 }
 
 /// A running pod; stopped and removed when dropped.
@@ -210,7 +247,7 @@ pub struct Pod<'c> {
     pub id: String,
     pub(crate) config: PodSandboxConfig,
     folder: PathBuf,
-    _cgroup: PodCgroup,
+    _cgroup: Option<PodCgroup>,
 }
 
 impl<'c> Pod<'c> {
@@ -218,6 +255,12 @@ impl<'c> Pod<'c> {
     #[must_use]
     pub fn container(&self, name: &str) -> ContainerBuilder<'_, 'c> {
         ContainerBuilder::new(self, name)
+    }
+
+    /// What the pod was asked to be.
+    #[must_use]
+    pub fn config(&self) -> &PodSandboxConfig {
+        &self.config
     }
 
     /// The pod's host name.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use podvisor::leftovers::Leftovers;
-use podvisor_tests::{Cri, wait};
+use podvisor_tests::{Cri, Handler, wait};
 
 /// Containerd removes a pod's last traces a moment after it answered.
 const SETTLE: Duration = Duration::from_secs(20);
@@ -64,4 +64,20 @@ pub fn gate(name: &'static str, run: fn(&Cri) -> Result<()>) -> Case {
 /// A case for the long run.
 pub fn long(name: &'static str, run: fn(&Cri) -> Result<()>) -> Case {
     with_cri(Tier::Long, name, run)
+}
+
+/// A case for every change that runc's pods go through first: what it asks for is so for them.
+pub fn beside_runc(name: &'static str, run: fn(&Cri, Handler) -> Result<()>) -> Case {
+    let both = move || {
+        let cri = Cri::connect()?;
+        for handler in [Handler::Runc, Handler::Podvisor] {
+            run(&cri, handler).with_context(|| format!("{handler:?}"))?;
+        }
+        Ok(())
+    };
+    Case {
+        name,
+        tier: Tier::Gate,
+        run: Box::new(both),
+    }
 }

@@ -15,6 +15,7 @@ mod case;
 mod compatibility;
 mod connections;
 mod failures;
+mod life;
 mod lifecycle;
 mod logs;
 mod network;
@@ -35,6 +36,7 @@ fn cases() -> Vec<Case> {
         attach::cases(),
         logs::cases(),
         ports::cases(),
+        life::cases(),
         lifecycle::cases(),
         network::cases(),
         connections::cases(),
