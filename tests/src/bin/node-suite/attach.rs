@@ -54,13 +54,11 @@ fn attach(pod: &Pod<'_>) -> Result<()> {
     first.send(STDIN, b"three\n")?;
     first.wait_for(STDOUT, "out three\n")?;
     second.wait_for(STDOUT, "out three\n")?;
+    first.wait_for(STDERR, "err three\n")?;
     drop((first, second));
+    logged(&lines, "out one\nout two\nout three\n")?;
     let log = lines.log()?;
-    ensure!(
-        log.stdout == "out one\nout two\nout three\n"
-            && log.stderr == "err one\nerr two\nerr three\n",
-        "{log:?}"
-    );
+    ensure!(log.stderr == "err one\nerr two\nerr three\n", "{log:?}");
     attach_once(pod)?;
     attach_to_terminal(pod)
 }
@@ -78,9 +76,16 @@ fn attach_once(pod: &Pod<'_>) -> Result<()> {
     drop(session);
     let status = once.wait(Duration::from_secs(30))?;
     ensure!(status.exit_code == 6, "exit code {}", status.exit_code);
-    let log = once.log()?.stdout;
-    ensure!(log == "text\nend\n", "{log:?}");
-    Ok(())
+    logged(&once, "text\nend\n")
+}
+
+/// Waits until a container's log has this output, and no other: containerd serves attachments and log apart.
+fn logged(container: &Container<'_, '_>, output: &str) -> Result<()> {
+    wait::until(
+        &format!("{output:?} in the log"),
+        Duration::from_secs(20),
+        || Ok((container.log()?.stdout == output).then_some(())),
+    )
 }
 
 fn attach_to_terminal(pod: &Pod<'_>) -> Result<()> {
@@ -93,8 +98,9 @@ fn attach_to_terminal(pod: &Pod<'_>) -> Result<()> {
     let mut session = shell.attach(TERMINAL)?;
     follows_its_size(&mut session)?;
     drop(session);
-    ensure!(shell.log()?.stdout.contains("37 121"), "{:?}", shell.log()?);
-    Ok(())
+    wait::until("the size in the log", Duration::from_secs(20), || {
+        Ok(shell.log()?.stdout.contains("37 121").then_some(()))
+    })
 }
 
 /// Resizes a terminal whose program says its size for every line.
