@@ -5,6 +5,7 @@ mod ttrpc_services;
 
 use std::env;
 use std::error::Error;
+use std::path::PathBuf;
 
 /// Files of `protos/containerd`, relative to it.
 const CONTAINERD_PROTOS: [&str; 11] = [
@@ -32,6 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     if feature("CONTAINERD") {
         compile_messages(&CONTAINERD_PROTOS, "protos/containerd", "containerd.rs")?;
+        compile_pod_config()?;
     }
     #[cfg(feature = "cri")]
     compile_cri_client()?;
@@ -54,6 +56,19 @@ fn compile_messages(
         .service_generator(Box::new(ttrpc_services::TtrpcServices))
         .enable_type_names()
         .include_file(include_file)
+        .compile_fds(descriptors)?;
+    Ok(())
+}
+
+/// Compiles CRI's description of a pod, into a folder of its own: the client of CRI has a file of the
+/// same name.
+fn compile_pod_config() -> Result<(), Box<dyn Error>> {
+    let folder = PathBuf::from(env::var("OUT_DIR")?).join("pod_config");
+    std::fs::create_dir_all(&folder)?;
+    let descriptors = protox::compile(["sandbox.proto"], ["protos/cri"])?;
+    prost_build::Config::new()
+        .out_dir(folder)
+        .enable_type_names()
         .compile_fds(descriptors)?;
     Ok(())
 }

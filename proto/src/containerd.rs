@@ -30,6 +30,13 @@ pub mod sandbox {
     pub use super::generated::containerd::runtime::sandbox::v1::*;
 }
 
+/// CRI's description of a pod (`runtime.v1.PodSandboxConfig`), which a shim that serves
+/// [`sandbox`] is created with.
+pub mod pod_config {
+    #![expect(missing_docs, reason = "generated; the .proto files have the comments")]
+    include!(concat!(env!("OUT_DIR"), "/pod_config/runtime.v1.rs"));
+}
+
 /// Events of tasks, and the service of containerd that takes them.
 pub mod events {
     pub use super::generated::containerd::events::*;

@@ -34,6 +34,8 @@ pub struct Arguments {
     pub address: String,
     /// The bundle; only `delete` is told, others have it as working directory.
     pub bundle: Option<PathBuf>,
+    /// The node's configuration; only `serve` is told, when `start` knows it.
+    pub config: Option<PathBuf>,
     /// Whether to log at debug level.
     pub debug: bool,
 }
@@ -73,6 +75,7 @@ impl Arguments {
             id: String::new(),
             address: String::new(),
             bundle: None,
+            config: None,
             debug: false,
         };
         let mut action = None;
@@ -112,6 +115,7 @@ impl Arguments {
             "address",
             "publish-binary",
             "bundle",
+            "config",
             "socket",
         ];
         if !known.contains(&name) {
@@ -123,6 +127,7 @@ impl Arguments {
             "id" => self.id = value,
             "address" => self.address = value,
             "bundle" => self.bundle = Some(value.into()),
+            "config" => self.config = Some(value.into()),
             // containerd's program for publishing events, which here go over ttrpc, and the socket
             // of shims before version 2.
             _ => {}

@@ -5,7 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use podvisor_proto::containerd::{Any, runtimeoptions};
 use podvisor_proto::quantity::Quantity;
+use prost::{Message, Name};
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
@@ -106,6 +108,18 @@ impl Config {
     }
 }
 
+/// The configuration file that containerd's runtime options name. Options of another type, as they
+/// come with user namespaces, name none.
+pub fn named_by(options: &Any) -> Option<PathBuf> {
+    if options.type_url.trim_start_matches('/') != runtimeoptions::Options::full_name() {
+        return None;
+    }
+    let options = runtimeoptions::Options::decode(options.value.as_slice()).ok()?;
+    Some(options.config_path)
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+}
+
 /// Reads `500ms`, `8s` or `2m`.
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
@@ -132,7 +146,23 @@ fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
 
 #[cfg(test)]
 mod tests {
+    use podvisor_proto::containerd::any_of;
+
     use super::*;
+
+    #[test]
+    fn runtime_options_name_a_configuration() {
+        let options = runtimeoptions::Options {
+            config_path: "/etc/x.toml".into(),
+            ..Default::default()
+        };
+        assert_eq!(named_by(&any_of(&options)), Some("/etc/x.toml".into()));
+        let other = Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            value: vec![0xff],
+        };
+        assert_eq!(named_by(&other), None);
+    }
 
     #[test]
     fn durations_have_a_unit() {

@@ -5,10 +5,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use podvisor_devices::fs::raise_open_files_limit;
+use podvisor_proto::containerd::sandbox::SandboxServer;
 use podvisor_proto::containerd::task::{TASK_V2_SERVICE_NAME, TaskServer};
 use podvisor_proto::ttrpc::Server;
 use thiserror::Error;
@@ -20,13 +21,13 @@ use crate::events::Publisher;
 use crate::guest::boot::BootTools;
 use crate::guest::launch::KvmLauncher;
 use crate::host::cgroup::{self, CgroupError};
-use crate::host::record::Record;
+use crate::host::record::{Record, RecordKeeper};
 use crate::host::{LocalHost, SetupError, be_small, private_mounts, set_oom_score};
 use crate::pod::cgroup_path::{self, CgroupPathError};
 use crate::pod::{Bundle, BundleError};
 use crate::release::Release;
 use crate::sandbox::{Actor, Placement, Settings, chain};
-use crate::service::TaskService;
+use crate::service::{SandboxService, TaskService};
 use crate::timeline::Timeline;
 
 /// Threads that may wait for the host at once: mounts, exports, the machine's start.
@@ -94,7 +95,6 @@ pub fn serve(arguments: &Arguments) -> Result<(), ServeError> {
         .thread_keep_alive(BLOCKING_KEEP_ALIVE)
         .build()
         .map_err(ServeError::Runtime)?;
-    let record = Mutex::new(record);
     runtime.block_on(serve_pod(arguments, listener, |publisher| Settings {
         placement,
         tools: BootTools {
@@ -103,7 +103,7 @@ pub fn serve(arguments: &Arguments) -> Result<(), ServeError> {
             timeline,
         },
         publisher,
-        on_network: Box::new(move |namespace| record_network(&record, &bundle, namespace)),
+        record: RecordKeeper::new(record, bundle),
     }))?;
     // `delete` would do it as well.
     let _ = std::fs::remove_file(socket);
@@ -125,27 +125,22 @@ fn place(bundle_path: &Path, id: &str, record: &mut Record) -> Result<Placement,
     record.save(bundle_path).map_err(PlacementError::Record)?;
     raise_open_files_limit().map_err(PlacementError::OpenFiles)?;
     private_mounts()?;
-    let bundle = Bundle::load(bundle_path)?;
-    let linux = bundle.spec.linux().as_ref();
-    let cgroups_path = linux.and_then(|linux| linux.cgroups_path().clone());
-    let cgroups_path = cgroups_path.unwrap_or_else(|| PathBuf::from("/").join(id));
-    let leaf = cgroup_path::leaf(&cgroups_path.to_string_lossy(), id)?;
+    let release = Release::of_this_program().map_err(PlacementError::Release)?;
+    let Some(bundle) = Bundle::find(bundle_path)? else {
+        // The sandbox's creation tells where it belongs.
+        return Ok(Placement {
+            cgroup: None,
+            release,
+        });
+    };
+    let leaf = cgroup_path::leaf_of(&bundle.spec, id)?;
     record.cgroups = cgroup::join(&leaf)?;
     record.save(bundle_path).map_err(PlacementError::Record)?;
     set_oom_score(bundle.oom_score())?;
-    let release = Release::of_this_program().map_err(PlacementError::Release)?;
     Ok(Placement {
-        cgroup: leaf,
+        cgroup: Some(leaf),
         release,
     })
-}
-
-fn record_network(record: &Mutex<Record>, bundle: &Path, namespace: &Path) {
-    let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
-    record.network = Some(namespace.to_owned());
-    if let Err(error) = record.save(bundle) {
-        tracing::warn!(%error, "the pod's record is not written");
-    }
 }
 
 async fn serve_pod(
@@ -157,13 +152,15 @@ async fn serve_pod(
     let events = std::env::var_os("TTRPC_ADDRESS").filter(|address| !address.is_empty());
     let publisher = Publisher::spawn(events.map(PathBuf::from), &arguments.namespace);
     let (actor, sandbox) = Actor::new(settings(publisher));
+    let pod = SandboxService::new(sandbox.clone(), arguments.config.clone());
     let service = Arc::new(TaskService::new(sandbox));
     let server = Server::new()
         .with_service(TaskServer::named(
             TASK_V2_SERVICE_NAME,
             Arc::clone(&service),
         ))
-        .with_service(TaskServer::new(service));
+        .with_service(TaskServer::new(service))
+        .with_service(SandboxServer::new(Arc::new(pod)));
     let accepting = tokio::spawn(accept(listener, server));
     actor.run().await;
     tokio::time::sleep(LAST_ANSWER).await;

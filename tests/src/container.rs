@@ -10,6 +10,7 @@ use podvisor_proto::cri::v1::{
     ContainerStatus, ContainerStatusRequest, CreateContainerRequest, Device, ExecSyncRequest,
     ImageSpec, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, Mount,
     RemoveContainerRequest, ReopenContainerLogRequest, StartContainerRequest, StopContainerRequest,
+    UpdateContainerResourcesRequest,
 };
 use podvisor_proto::cri::v1::{
     LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, SecurityProfile,
@@ -232,6 +233,13 @@ impl<'p, 'c> ContainerBuilder<'p, 'c> {
     #[must_use]
     pub fn terminal(mut self) -> Self {
         self.config.tty = true;
+        self
+    }
+
+    /// Sets whatever resources CRI knows.
+    #[must_use]
+    pub fn with_resources(mut self, set: impl FnOnce(&mut LinuxContainerResources)) -> Self {
+        set(self.resources());
         self
     }
 
@@ -470,6 +478,24 @@ impl Container<'_, '_> {
             c.container_stats(request).await
         })?;
         answer.stats.context("ContainerStats: no stats")
+    }
+
+    /// Changes the container's resources.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn update(&self, resources: LinuxContainerResources) -> Result<()> {
+        let request = UpdateContainerResourcesRequest {
+            container_id: self.id.clone(),
+            linux: Some(resources),
+            ..Default::default()
+        };
+        self.pod
+            .cri
+            .call("UpdateContainerResources", |mut c| async move {
+                c.update_container_resources(request).await
+            })
+            .map(drop)
     }
 
     /// Asks the container to end, and kills it after `grace`.

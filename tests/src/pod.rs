@@ -1,13 +1,15 @@
 //! A pod on the node, made the way the kubelet makes one.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use podvisor_proto::cri::v1::{
-    DnsConfig, LinuxContainerResources, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatsRequest,
+    DnsConfig, LinuxContainerResources, LinuxPodSandboxStats, LinuxSandboxSecurityContext,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatsRequest,
     PodSandboxStatusRequest, PodSandboxStatusResponse, PortMapping, Protocol,
     RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest, UInt64Value,
 };
@@ -19,10 +21,19 @@ use crate::cri::Cri;
 const CGROUP_ROOT: &str = "/sys/fs/cgroup/kubepods";
 /// Room in a VM pod's cgroup beyond its containers' limits, as a RuntimeClass's overhead.
 const OVERHEAD_BYTES: i64 = 256 << 20;
+/// Where containerd has the bundles of tasks and of sandboxes.
+const BUNDLES: [&str; 2] = [
+    "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
+    "/run/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io",
+];
 /// The period of CPU quotas in microseconds, Kubernetes' default.
 pub const CPU_PERIOD_US: i64 = 100_000;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+/// The variable that names the handler of VM pods, where it is not `podvisor`.
+const HANDLER_VARIABLE: &str = "PODVISOR_HANDLER";
+/// The handler of VM pods for the running case, when it is not the suite's.
+static HANDLER: Mutex<Option<&'static str>> = Mutex::new(None);
 
 /// Which runtime handler runs a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,12 +47,29 @@ pub enum Handler {
 }
 
 impl Handler {
-    fn name(self) -> &'static str {
+    fn name(self) -> Cow<'static, str> {
         match self {
-            Self::Podvisor => "podvisor",
-            Self::Runc => "",
-            Self::Named(name) => name,
+            Self::Podvisor => Self::of_vm_pods(),
+            Self::Runc => "".into(),
+            Self::Named(name) => name.into(),
         }
+    }
+
+    fn of_vm_pods() -> Cow<'static, str> {
+        let chosen = HANDLER.lock().unwrap_or_else(PoisonError::into_inner);
+        match *chosen {
+            Some(name) => name.into(),
+            None => std::env::var(HANDLER_VARIABLE).map_or("podvisor".into(), Cow::Owned),
+        }
+    }
+
+    /// Lets `work` make its VM pods with another handler of the node's containerd configuration.
+    pub fn with_vm_pods_of<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
+        let choose = |name| *HANDLER.lock().unwrap_or_else(PoisonError::into_inner) = name;
+        choose(Some(name));
+        let done = work();
+        choose(None);
+        done
     }
 }
 
@@ -201,7 +229,7 @@ impl<'c> PodBuilder<'c> {
         };
         let request = RunPodSandboxRequest {
             config: Some(self.config.clone()),
-            runtime_handler: self.handler.name().into(),
+            runtime_handler: self.handler.name().into_owned(),
         };
         let answer = self.cri.call("RunPodSandbox", |mut c| async move {
             c.run_pod_sandbox(request).await
@@ -299,6 +327,21 @@ impl<'c> Pod<'c> {
         })
     }
 
+    /// What the pod uses, as CRI reports it.
+    ///
+    /// # Errors
+    /// What containerd answered, or an answer without statistics of Linux.
+    pub fn stats(&self) -> Result<LinuxPodSandboxStats> {
+        let request = PodSandboxStatsRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
+        let answer = self.cri.call("PodSandboxStats", |mut c| async move {
+            c.pod_sandbox_stats(request).await
+        })?;
+        let stats = answer.stats.context("PodSandboxStats: no stats")?;
+        stats.linux.context("PodSandboxStats: none of Linux")
+    }
+
     /// The pod's addresses, the primary one first.
     ///
     /// # Errors
@@ -335,7 +378,10 @@ impl<'c> Pod<'c> {
     /// The folder that the pod's shim works in.
     #[must_use]
     pub fn bundle(&self) -> PathBuf {
-        Path::new("/run/containerd/io.containerd.runtime.v2.task/k8s.io").join(&self.id)
+        // A pod of containerd's sandboxer "shim" is no task.
+        let folders = BUNDLES.map(|folder| Path::new(folder).join(&self.id));
+        let [task, sandbox] = folders;
+        if task.exists() { task } else { sandbox }
     }
 
     /// The process that is the pod's shim and VMM.
@@ -351,6 +397,18 @@ impl<'c> Pod<'c> {
             ours.then_some(pid)
         });
         pid.with_context(|| format!("no shim of pod {}", self.id))
+    }
+
+    /// The group of the cgroup tree that the pod's shim is in.
+    ///
+    /// # Errors
+    /// When there is no shim.
+    pub fn server_cgroup(&self) -> Result<PathBuf> {
+        let file = format!("/proc/{}/cgroup", self.shim_pid()?);
+        let text = fs::read_to_string(&file)?;
+        let path = text.trim().strip_prefix("0::/");
+        let path = path.with_context(|| format!("{file}: {text:?}"))?;
+        Ok(Path::new("/sys/fs/cgroup").join(path))
     }
 
     /// Stops the pod.

@@ -15,6 +15,17 @@ pub struct Limit {
     pub value: String,
 }
 
+impl Limit {
+    /// Whether a guest that does not have the file keeps to the limit all the same: the guest's
+    /// kernel has no swap, and a container that may have none of some size of huge pages misses
+    /// nothing where that size does not exist.
+    #[must_use]
+    pub fn is_met_by_absence(&self) -> bool {
+        let huge_pages = self.file.starts_with("hugetlb.") && self.value == "0";
+        self.file == "memory.swap.max" || huge_pages
+    }
+}
+
 /// The writes that put `resources` in force, in order.
 #[must_use]
 pub fn writes(resources: &Resources) -> Vec<Limit> {
@@ -115,9 +126,21 @@ fn bytes_or_max(bytes: i64) -> String {
     }
 }
 
-/// cgroup v1's shares (2..262144) as cgroup v2's weight (1..10000).
+/// cgroup v1's shares (2..262144) as cgroup v2's weight (1..10000), so that the defaults of both,
+/// 1024 and 100, mean each other: 10^((log2(shares)^2 + 125 log2(shares)) / 612 - 7/34), rounded up
+/// (opencontainers/cgroups, `ConvertCPUSharesToCgroupV2Value`; runc 1.3 and later).
 fn weight_of_shares(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
+    const SHARES_MAX: u32 = 262_144;
+    let shares = u32::try_from(shares).map_or(SHARES_MAX, |shares| shares.clamp(2, SHARES_MAX));
+    let exponent = f64::from(shares).log2();
+    let power = (exponent * exponent + 125.0 * exponent) / 612.0 - 7.0 / 34.0;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between 1 and 10,000"
+    )]
+    let weight = 10_f64.powf(power).ceil() as u64;
+    weight.clamp(1, 10_000)
 }
 
 #[cfg(test)]
@@ -140,7 +163,8 @@ mod tests {
     #[test]
     fn shares_become_weights_as_runc_converts_them() {
         assert_eq!(weight_of_shares(2), 1);
-        assert_eq!(weight_of_shares(1024), 39);
+        assert_eq!(weight_of_shares(1024), 100);
+        assert_eq!(weight_of_shares(512), 59);
         assert_eq!(weight_of_shares(262_144), 10_000);
         assert_eq!(weight_of_shares(u64::MAX), 10_000);
         assert_eq!(weight_of_shares(1), 1);
@@ -155,7 +179,7 @@ mod tests {
             [
                 pair("memory.swap.max", "0"),
                 pair("memory.max", "67108864"),
-                pair("cpu.weight", "20"),
+                pair("cpu.weight", "59"),
                 pair("cpu.max", "50000 100000"),
                 pair("pids.max", "100"),
             ]

@@ -261,10 +261,8 @@ impl Cgroup {
     fn apply(&self, resources: &Resources) -> Result<(), CgroupError> {
         for limit in limits::writes(resources) {
             match self.write(&limit.file, &limit.value) {
-                // The guest kernel has no swap: "no swap" is then already true.
                 Err(CgroupError::File { source, .. })
-                    if limit.file == "memory.swap.max"
-                        && source.kind() == io::ErrorKind::NotFound => {}
+                    if source.kind() == io::ErrorKind::NotFound && limit.is_met_by_absence() => {}
                 written => written?,
             }
         }

@@ -26,7 +26,7 @@ pub async fn checks(address: &Path) -> Vec<Check> {
         Ok((version, status)) => {
             let mut checks = vec![runtime(&version), conditions(&status)];
             let json = status.info.get("config").map_or("", String::as_str);
-            checks.extend(handlers(json));
+            checks.extend(handlers(json, numbers(&version)));
             checks
         }
         Err(error) => vec![Check::bad(
@@ -41,14 +41,20 @@ fn runtime(version: &VersionResponse) -> Check {
     let name = "containerd";
     let text = version.runtime_version.trim_start_matches('v');
     let found = format!("{} {text}", version.runtime_name);
-    let mut numbers = text
-        .split(['.', '-', '~', '+'])
-        .map_while(|part| part.parse::<u32>().ok());
-    let at_least = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (1, 7);
+    let at_least = numbers(version) >= (1, 7);
     match at_least && version.runtime_name == "containerd" {
         true => Check::good(name, found),
         false => Check::bad(name, found, "use containerd 1.7 or later"),
     }
+}
+
+/// containerd's major and minor number; zeros where they are none.
+fn numbers(version: &VersionResponse) -> (u32, u32) {
+    let text = version.runtime_version.trim_start_matches('v');
+    let mut numbers = text
+        .split(['.', '-', '~', '+'])
+        .map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 fn conditions(status: &StatusResponse) -> Check {
@@ -93,9 +99,10 @@ struct RuntimeConfig {
     )]
     pod_annotations: Option<Vec<String>>,
     privileged_without_host_devices: bool,
+    sandboxer: String,
 }
 
-fn handlers(config: &str) -> Vec<Check> {
+fn handlers(config: &str, containerd: (u32, u32)) -> Vec<Check> {
     let name = "containerd: handler";
     let config: CriConfig = match serde_json::from_str(config) {
         Ok(config) => config,
@@ -116,11 +123,15 @@ fn handlers(config: &str) -> Vec<Check> {
         )];
     }
     ours.into_iter()
-        .map(|(handler, runtime)| settings(&handler, &runtime))
+        .map(|(handler, runtime)| settings(&handler, &runtime, containerd))
         .collect()
 }
 
-fn settings(handler: &str, runtime: &RuntimeConfig) -> Check {
+/// The version from which a pod on the host's network does not crash containerd when the shim is
+/// its sandboxer.
+const SHIM_SANDBOXER_FROM: (u32, u32) = (2, 3);
+
+fn settings(handler: &str, runtime: &RuntimeConfig, containerd: (u32, u32)) -> Check {
     let name = format!("containerd: handler {handler}");
     let annotations = runtime
         .pod_annotations
@@ -134,10 +145,18 @@ fn settings(handler: &str, runtime: &RuntimeConfig) -> Check {
     if !runtime.privileged_without_host_devices {
         missing.push("privileged_without_host_devices = true".to_owned());
     }
-    match missing.is_empty() {
-        true => Check::good(name, RUNTIME_TYPE),
-        false => Check::bad(name, format!("without {}", missing.join(", ")), GUIDE),
+    if !missing.is_empty() {
+        return Check::bad(name, format!("without {}", missing.join(", ")), GUIDE);
     }
+    if runtime.sandboxer == "shim" && containerd < SHIM_SANDBOXER_FROM {
+        let found = "sandboxer = \"shim\": a pod with hostNetwork crashes this containerd";
+        return Check::warning(
+            name,
+            found,
+            "use sandboxer = \"podsandbox\" before containerd 2.3",
+        );
+    }
+    Check::good(name, RUNTIME_TYPE)
 }
 
 #[cfg(test)]
@@ -171,15 +190,27 @@ mod tests {
             r#", "PodAnnotations": ["podvisor.io/*"], "privileged_without_host_devices": true"#,
         );
         assert_eq!(
-            handlers(&good),
+            handlers(&good, (2, 1)),
             [Check::good("containerd: handler vm", RUNTIME_TYPE)]
         );
-        let bare = handlers(&config(""));
+        let shim = config(
+            r#", "PodAnnotations": ["podvisor.io/*"], "privileged_without_host_devices": true, "sandboxer": "shim""#,
+        );
+        let warned = handlers(&shim, (2, 1));
+        assert!(
+            warned[0].ok && warned[0].found.contains("hostNetwork"),
+            "{warned:?}"
+        );
+        assert_eq!(
+            handlers(&shim, (2, 3)),
+            [Check::good("containerd: handler vm", RUNTIME_TYPE)]
+        );
+        let bare = handlers(&config(""), (2, 1));
         assert!(bare[0].found.contains("pod_annotations"), "{bare:?}");
         assert!(
             bare[0].found.contains("privileged_without_host_devices"),
             "{bare:?}"
         );
-        assert!(!handlers("{}")[0].ok && !handlers("")[0].ok);
+        assert!(!handlers("{}", (2, 1))[0].ok && !handlers("", (2, 1))[0].ok);
     }
 }

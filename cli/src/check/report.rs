@@ -26,6 +26,18 @@ impl Check {
         }
     }
 
+    /// Good enough, yet there is something to know.
+    pub fn warning(
+        name: impl Into<String>,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            ok: true,
+            ..Self::bad(name, found, remedy)
+        }
+    }
+
     /// Not as it should be.
     pub fn bad(
         name: impl Into<String>,
@@ -74,7 +86,11 @@ impl Display for Report {
             remedy,
         } in &self.checks
         {
-            let mark = if *ok { "ok" } else { "MISSING" };
+            let mark = match (*ok, remedy.is_empty()) {
+                (true, true) => "ok",
+                (true, false) => "warning",
+                (false, _) => "MISSING",
+            };
             writeln!(f, "{name:<width$}  {mark:<7}  {found}")?;
             if !remedy.is_empty() {
                 writeln!(f, "{:<width$}  {:<7}  -> {remedy}", "", "")?;

@@ -1,5 +1,6 @@
 //! `start`: makes the pod's server, or finds it, and tells containerd its address.
 
+mod input;
 mod reply;
 mod socket;
 
@@ -12,7 +13,7 @@ use thiserror::Error;
 
 use crate::arguments::Arguments;
 use crate::pod::{Bundle, BundleError, Role};
-use reply::ReplyForm;
+use input::Input;
 use socket::{Socket, SocketError};
 
 pub use socket::socket_path;
@@ -54,11 +55,17 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`].
 pub fn start(arguments: &Arguments) -> Result<(), StartError> {
-    let form = ReplyForm::of_input(&read_input()?, arguments);
+    let input = Input::decode(&read_input()?, arguments);
     let bundle = std::env::current_dir().map_err(StartError::WorkingDirectory)?;
-    let path = match Bundle::load(&bundle)?.role()? {
-        Role::Sandbox | Role::Standalone => serve_pod(arguments, &bundle)?,
-        Role::Member { sandbox_id } => {
+    let found = Bundle::find(&bundle)?;
+    let form = input.reply_form(found.is_some());
+    let role = found.map(|found| found.role()).transpose()?;
+    let path = match role {
+        // Without a spec it is a pod that is told to us by the sandbox service.
+        None | Some(Role::Sandbox | Role::Standalone) => {
+            serve_pod(arguments, &bundle, input.config_path())?
+        }
+        Some(Role::Member { sandbox_id }) => {
             let path = socket_path(&arguments.address, &arguments.namespace, &sandbox_id);
             if !socket::is_served(&path) {
                 return Err(StartError::NoPod(sandbox_id));
@@ -83,18 +90,27 @@ fn read_input() -> Result<Vec<u8>, StartError> {
 }
 
 /// Starts the pod's server, unless there is one already.
-fn serve_pod(arguments: &Arguments, bundle: &Path) -> Result<PathBuf, StartError> {
+fn serve_pod(
+    arguments: &Arguments,
+    bundle: &Path,
+    config: Option<PathBuf>,
+) -> Result<PathBuf, StartError> {
     let path = socket_path(&arguments.address, &arguments.namespace, &arguments.id);
     match socket::bind(&path)? {
         Socket::Served => {}
-        Socket::Bound(listener) => spawn_server(arguments, bundle, listener.into())?,
+        Socket::Bound(listener) => spawn_server(arguments, bundle, config, listener.into())?,
     }
     Ok(path)
 }
 
 /// Runs this program again as the server. It gets the listening socket as stdin, and nothing of
 /// containerd's pipe, whose end containerd waits for.
-fn spawn_server(arguments: &Arguments, bundle: &Path, listener: OwnedFd) -> Result<(), StartError> {
+fn spawn_server(
+    arguments: &Arguments,
+    bundle: &Path,
+    config: Option<PathBuf>,
+    listener: OwnedFd,
+) -> Result<(), StartError> {
     let program = std::fs::read_link("/proc/self/exe").map_err(StartError::Spawn)?;
     let mut command = Command::new(program);
     command.args([
@@ -105,6 +121,9 @@ fn spawn_server(arguments: &Arguments, bundle: &Path, listener: OwnedFd) -> Resu
         "-address",
         &arguments.address,
     ]);
+    if let Some(config) = config {
+        command.arg("-config").arg(config);
+    }
     if arguments.debug {
         command.arg("-debug");
     }

@@ -58,6 +58,21 @@ pub fn join(leaf: &Path) -> Result<Vec<PathBuf>, CgroupError> {
     Ok(made)
 }
 
+/// Keeps the processes of the group `leaf` (relative to the root) on `cpus`, a list such as
+/// `0-2,5`; on all when it is empty.
+///
+/// # Errors
+/// [`CgroupError::Group`], also when the group does not have the `cpuset` controller.
+pub fn confine(leaf: &Path, cpus: &str) -> Result<(), CgroupError> {
+    let path = Path::new(ROOT).join(leaf);
+    // An empty write is none: a line end makes it one.
+    fs::write(path.join("cpuset.cpus"), format!("{cpus}\n")).map_err(|source| CgroupError::Group {
+        action: "choose the CPUs of",
+        path,
+        source,
+    })
+}
+
 /// The smallest `memory.max`, in bytes, of the groups above `leaf` (relative to the root).
 pub fn memory_max(leaf: &Path) -> Option<u64> {
     let groups = leaf

@@ -1,7 +1,7 @@
 //! Privileged work done by this process itself.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -10,9 +10,10 @@ use podvisor_proto::agent::v1::NetworkConfig;
 
 use super::route_socket::RouteSocket;
 use super::{
-    HostError, HostOps, NamespaceListeners, NetworkRequest, Nic, RootfsRequest, apparmor,
-    listeners, namespace, redirect, rootfs, scan, setup,
+    ConfineRequest, HostError, HostOps, NamespaceListeners, NetworkRequest, Nic, RootfsRequest,
+    apparmor, cgroup, listeners, namespace, pod_files, redirect, rootfs, scan, setup,
 };
+use crate::pod::files::PodFiles;
 
 /// Names of taps start so.
 const TAP_PREFIX: &str = "pvtap";
@@ -105,6 +106,18 @@ impl HostOps for LocalHost {
 
     fn set_oom_score(&self, score: i64) -> Result<(), HostError> {
         Ok(setup::set_oom_score(score)?)
+    }
+
+    fn enter_cgroup(&self, leaf: &Path) -> Result<Vec<PathBuf>, HostError> {
+        Ok(cgroup::join(leaf)?)
+    }
+
+    fn write_pod_files(&self, files: &PodFiles) -> Result<(), HostError> {
+        Ok(pod_files::write(files)?)
+    }
+
+    fn confine(&self, request: &ConfineRequest) -> Result<(), HostError> {
+        Ok(cgroup::confine(&request.cgroup, &request.cpus)?)
     }
 }
 

@@ -8,6 +8,7 @@ mod local;
 mod mount_options;
 mod namespace;
 mod overlay;
+mod pod_files;
 pub mod record;
 mod redirect;
 mod rootfs;
@@ -24,10 +25,14 @@ use podvisor_proto::agent::v1::NetworkConfig;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::pod::files::PodFiles;
+
 pub use apparmor::ApparmorError;
+use cgroup::CgroupError;
 pub use listeners::{ListenError, NamespaceListeners};
 pub use local::LocalHost;
 pub use namespace::NamespaceError;
+pub use pod_files::PodFilesError;
 pub use rootfs::{MountError, unmount_all};
 pub use route_socket::RouteError;
 pub use scan::ScanError;
@@ -89,6 +94,34 @@ pub trait HostOps: Send + Sync + 'static {
     /// # Errors
     /// [`HostError`].
     fn set_oom_score(&self, score: i64) -> Result<(), HostError>;
+
+    /// Moves this process to a leaf of the cgroup tree (relative to its root), which is made with
+    /// its parents; yields the groups that were made, innermost first.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn enter_cgroup(&self, leaf: &Path) -> Result<Vec<PathBuf>, HostError>;
+
+    /// Writes the files that a pod's containers share.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn write_pod_files(&self, files: &PodFiles) -> Result<(), HostError>;
+
+    /// Keeps a pod on some of the host's CPUs.
+    ///
+    /// # Errors
+    /// [`HostError`], also when the host's groups do not have the `cpuset` controller.
+    fn confine(&self, request: &ConfineRequest) -> Result<(), HostError>;
+}
+
+/// The CPUs that a pod may use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfineRequest {
+    /// The leaf that the pod's server is in, relative to the root of the cgroup tree.
+    pub cgroup: PathBuf,
+    /// A list such as `0-2,5` (cpuset(7)); empty for all.
+    pub cpus: String,
 }
 
 /// A pod's network namespace.
@@ -158,6 +191,12 @@ pub enum HostError {
     /// The pod cannot be set up.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// The files that containers share are not there.
+    #[error("the pod's files")]
+    PodFiles(#[from] PodFilesError),
+    /// The pod's cgroup cannot be changed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// No root file system.
     #[error("cannot mount the root file system")]
     Mount(#[from] MountError),

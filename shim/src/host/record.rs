@@ -63,6 +63,28 @@ impl Record {
     }
 }
 
+/// Keeps the record of this process on disk as it grows.
+#[derive(Debug)]
+pub struct RecordKeeper {
+    record: Record,
+    bundle: PathBuf,
+}
+
+impl RecordKeeper {
+    /// Keeps `record` in `bundle`.
+    pub fn new(record: Record, bundle: PathBuf) -> Self {
+        Self { record, bundle }
+    }
+
+    /// Changes the record. One that cannot be written is told: the pod can live without.
+    pub fn note(&mut self, change: impl FnOnce(&mut Record)) {
+        change(&mut self.record);
+        if let Err(error) = self.record.save(&self.bundle) {
+            tracing::warn!(%error, "the pod's record is not written");
+        }
+    }
+}
+
 /// When a process began, in clock ticks since the host's boot (proc_pid_stat(5)).
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

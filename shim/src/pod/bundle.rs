@@ -7,11 +7,11 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::Spec;
 use thiserror::Error;
 
-const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
-const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
-const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
-const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
-const SANDBOX_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+pub(super) const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+pub(super) const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+pub(super) const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+pub(super) const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+pub(super) const SANDBOX_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 
 /// What a task is to its pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,9 +31,7 @@ pub enum Role {
 #[derive(Debug, Error)]
 pub enum BundleError {
     /// There is no `config.json`.
-    #[error(
-        "{0} has no config.json: this runtime needs containerd's sandboxer \"podsandbox\" (the default)"
-    )]
+    #[error("{0} has no config.json")]
     Missing(PathBuf),
     /// `config.json` is no OCI runtime spec.
     #[error("cannot read {path}")]
@@ -88,6 +86,19 @@ impl Bundle {
             path: path.to_owned(),
             spec,
         })
+    }
+
+    /// Reads the bundle at `path` when there is one: containerd's sandboxer "shim" gives a pod a
+    /// folder without a spec.
+    ///
+    /// # Errors
+    /// [`BundleError::Parse`].
+    pub fn find(path: &Path) -> Result<Option<Self>, BundleError> {
+        match Self::load(path) {
+            Ok(bundle) => Ok(Some(bundle)),
+            Err(BundleError::Missing(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// What the task is to its pod.

@@ -3,6 +3,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use oci_spec::runtime::Spec;
 use thiserror::Error;
 
 /// The root of the tree on every host.
@@ -13,13 +14,25 @@ pub const ROOT: &str = "/sys/fs/cgroup";
 #[error("linux.cgroupsPath {0:?} is neither a path nor slice:prefix:name")]
 pub struct CgroupPathError(String);
 
+/// The leaf for the server of the pod `id` with this spec, relative to [`ROOT`]. A pod whose spec
+/// names no group has one at the root.
+///
+/// # Errors
+/// [`CgroupPathError`].
+pub fn leaf_of(spec: &Spec, id: &str) -> Result<PathBuf, CgroupPathError> {
+    let linux = spec.linux().as_ref();
+    let named = linux.and_then(|linux| linux.cgroups_path().clone());
+    let path = named.unwrap_or_else(|| PathBuf::from("/").join(id));
+    leaf(&path.to_string_lossy(), id)
+}
+
 /// The leaf for the server of pod `id`, relative to [`ROOT`], next to what `cgroups_path` names:
 /// `/kubepods/pod1/ID` (cgroupfs driver) or `kubepods-pod1.slice:cri-containerd:ID` (systemd
 /// driver).
 ///
 /// # Errors
 /// [`CgroupPathError`].
-pub fn leaf(cgroups_path: &str, id: &str) -> Result<PathBuf, CgroupPathError> {
+fn leaf(cgroups_path: &str, id: &str) -> Result<PathBuf, CgroupPathError> {
     let invalid = || CgroupPathError(cgroups_path.to_owned());
     if let Some((slice, _)) = cgroups_path.split_once(':') {
         let parent = slice_path(slice).ok_or_else(invalid)?;

@@ -4,10 +4,14 @@
 pub mod bundle;
 pub mod cgroup_path;
 pub mod confinement;
+pub mod cpu_set;
 pub mod device_nodes;
+pub mod files;
 pub mod guest_spec;
 pub mod namespaces;
 pub mod network;
+pub mod resources;
+pub mod sandbox_spec;
 pub mod sizing;
 pub mod volume;
 

@@ -28,7 +28,7 @@ const MIN_LIMIT: u64 = 8 << 20;
 /// Guest memory comes in whole large pages, in bytes.
 const GRANULE: u64 = 2 << 20;
 /// containerd's and the kernel's period where none is given, in microseconds.
-const DEFAULT_CPU_PERIOD_US: u64 = 100_000;
+pub const DEFAULT_CPU_PERIOD_US: u64 = 100_000;
 
 /// The size of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +139,7 @@ fn processors(limits: Limits, host_cpus: u32) -> Vcpus {
 }
 
 /// A size for people: whole MiB, rounded up.
-fn mib(bytes: u64) -> String {
+pub fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 

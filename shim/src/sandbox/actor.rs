@@ -20,6 +20,9 @@ use crate::events::{Event, Publisher};
 use crate::forward;
 use crate::guest::boot::BootTools;
 use crate::host::NetworkRequest;
+use crate::host::record::RecordKeeper;
+use crate::pod::cpu_set::CpuSet;
+use crate::pod::files::PodFiles;
 
 /// What a pod's owner is told at its start.
 pub struct Settings {
@@ -29,8 +32,8 @@ pub struct Settings {
     pub tools: BootTools,
     /// Takes events.
     pub publisher: Publisher,
-    /// Called when the network of a pod is about to be redirected.
-    pub on_network: Box<dyn Fn(&std::path::Path) + Send>,
+    /// What is on the host, for who cleans up after this process.
+    pub record: RecordKeeper,
 }
 
 /// The pod's guest.
@@ -57,6 +60,14 @@ pub struct Actor {
     pub(super) network: Option<PathBuf>,
     /// Forwards the pod's ports, once a container was started.
     pub(super) forwarding: Option<AbortHandle>,
+    /// How many releases of that network are under way.
+    pub(super) releasing: usize,
+    /// Who waits for the pod to be stopped.
+    pub(super) stopping: Vec<Reply<()>>,
+    /// The files that the pod's containers share, when they are ours.
+    pub(super) files: Option<PodFiles>,
+    /// The CPUs of the host to which the machine is confined.
+    pub(super) host_cpus: Option<CpuSet>,
     /// The signal by which the pod is being ended.
     pub(super) ending_signal: Option<u32>,
     inbox: mpsc::UnboundedReceiver<Message>,
@@ -76,6 +87,10 @@ impl Actor {
             tasks: Tasks::default(),
             network: None,
             forwarding: None,
+            releasing: 0,
+            stopping: Vec::new(),
+            files: None,
+            host_cpus: None,
             ending_signal: None,
             inbox,
             outbox,
@@ -134,13 +149,14 @@ impl Actor {
                     .map(|process| process.streams.close_input());
                 let _ = reply.send(closed);
             }
-            Request::Update(id, resources_json, reply) => self.update(id, resources_json, reply),
+            Request::Update(id, resources_json, reply) => self.update(id, &resources_json, reply),
             Request::Freeze {
                 container,
                 frozen,
                 reply,
             } => self.freeze(container, frozen, reply),
             Request::Stats(id, reply) => self.stats(id, reply),
+            Request::Stop(reply) => self.stop(reply),
             // Taken by `run`.
             Request::Shutdown(reply) => drop(reply.send(Ok(false))),
         }
@@ -155,7 +171,7 @@ impl Actor {
                 reply,
             } => self.booted(id, result, then, reply),
             Message::Created { id, result, reply } => {
-                let result = result.map(|made| self.created(&id, made.streams, made.undo));
+                let result = result.map(|made| self.created(&id, made));
                 self.settle_creation(&id, result, reply);
             }
             Message::ExecCreated {
@@ -170,6 +186,7 @@ impl Actor {
                 result,
                 reply,
             } => self.started(&process, result, reply),
+            Message::NetworkReleased => self.network_released(),
             Message::Cleaned { process, reply } => self.cleaned(&process, reply),
             Message::Guest(event) => self.guest_event(event),
             Message::GuestEnded(reason) => self.guest_ended(&reason),
@@ -177,6 +194,12 @@ impl Actor {
                 if let Ok(task) = self.tasks.task(&id) {
                     task.metrics = Some(metrics);
                 }
+            }
+            Message::Updated { container, cpus } => {
+                if let Ok(task) = self.tasks.task(&container) {
+                    task.cpus = cpus;
+                }
+                self.adjust_cpus();
             }
             Message::Frozen { container, frozen } => self.frozen(&container, frozen),
             Message::Request(request) => self.request(request),

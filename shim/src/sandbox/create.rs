@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::Spec;
 use podvisor_devices::fs::{CachePolicy, ExportOptions};
 use podvisor_proto::agent::SHARED_DIR;
 use podvisor_proto::agent::v1::{self as agent, CreateContainerRequest, CreateExecRequest};
@@ -13,6 +14,7 @@ use crate::host::{HostMount, RootfsRequest};
 use crate::io::{self, Stdio, Streams};
 use crate::pod::Bundle;
 use crate::pod::guest_spec::{GuestSpec, GuestSpecError};
+use crate::pod::resources::{CpuShare, GuestResources};
 
 /// Where a bundle's root file system is mounted when containerd brings it as mounts.
 const ROOTFS: &str = "rootfs";
@@ -60,26 +62,45 @@ pub struct ExecPlan {
 }
 
 /// A container that was made.
+#[derive(Default)]
 pub struct Made {
     /// Its init's streams.
     pub streams: Streams,
     /// What to take back when it is deleted.
     pub undo: Vec<Undo>,
+    /// What it is given of CPUs.
+    pub cpus: CpuShare,
 }
 
 /// Makes a container up to, not including, its start.
 ///
 /// # Errors
 /// [`TaskError`]; nothing of the container is left.
-pub async fn container(hands: &Hands, plan: ContainerPlan) -> Result<Made, TaskError> {
+pub async fn container(hands: &Hands, mut plan: ContainerPlan) -> Result<Made, TaskError> {
+    let cpus = fit_resources(&mut plan.bundle.spec, hands)?;
     let mut undo = Vec::new();
     match make(hands, plan, &mut undo).await {
-        Ok(streams) => Ok(Made { streams, undo }),
+        Ok(streams) => Ok(Made {
+            streams,
+            undo,
+            cpus,
+        }),
         Err(error) => {
             undo_all(hands, undo).await;
             Err(error)
         }
     }
+}
+
+/// Fits a container's resources into its machine; yields what they give of CPUs.
+fn fit_resources(spec: &mut Spec, hands: &Hands) -> Result<CpuShare, TaskError> {
+    let linux = spec.linux_mut().as_mut();
+    let Some(resources) = linux.and_then(|linux| linux.resources_mut().as_mut()) else {
+        return Ok(CpuShare::default());
+    };
+    let fitted = GuestResources::of_new(std::mem::take(resources), hands.size)?;
+    *resources = fitted.resources;
+    Ok(fitted.cpus)
 }
 
 async fn make(

@@ -1,25 +1,27 @@
 //! How a pod's tasks come to be: the guest is booted, containers and execs are made in it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
 use podvisor_proto::containerd::events::{TaskCreate, TaskExecAdded, TaskIo};
 
 use super::actor::{Actor, GuestState};
-use super::create::{ContainerPlan, ExecPlan};
+use super::create::{ContainerPlan, ExecPlan, Made};
 use super::error::{TaskError, chain};
-use super::plan;
+use super::plan::{self, Placement};
 use super::process::{ProcessEvent, ProcessState};
-use super::request::{CreateRequest, ProcessId, Reply};
+use super::request::{CreateRequest, PodRequest, ProcessId, Reply};
 use super::task::{Process, Task};
 use super::task_pid::TaskPid;
-use super::undo::{Hands, Undo};
+use super::undo::Hands;
 use super::volumes::Volumes;
 use super::work::{self, Message};
 use crate::config::Config;
 use crate::events::Event;
 use crate::guest::boot::{BootError, BootPlan, Guest, boot};
 use crate::io::{Stdio, Streams};
+use crate::pod::files::PodFiles;
 use crate::pod::network::PodNetwork;
 use crate::pod::{Bundle, Role, namespaces};
 
@@ -27,8 +29,18 @@ use crate::pod::{Bundle, Role, namespaces};
 enum Creation {
     /// The pod's guest, and a container in it when the pod is one.
     Boot(Box<BootPlan>, Option<Box<ContainerPlan>>),
+    /// The guest of a pod whose place on the host is known only now.
+    Pod(Box<BootPlan>, Box<Place>),
     /// A container in the pod's guest.
     Container(Hands, Box<ContainerPlan>),
+}
+
+/// What a pod is given on the host before it boots, where containerd has not done it.
+struct Place {
+    /// Its leaf in the cgroup tree, relative to the root.
+    leaf: PathBuf,
+    /// The files that its containers share.
+    files: PodFiles,
 }
 
 impl Actor {
@@ -39,6 +51,10 @@ impl Actor {
                 self.tasks.0.insert(id.clone(), task);
                 match creation {
                     Creation::Boot(plan, then) => self.boot(id, *plan, then, reply),
+                    Creation::Pod(plan, place) => match self.settle_in(&id, *place) {
+                        Ok(()) => self.boot(id, *plan, None, reply),
+                        Err(error) => self.settle_creation(&id, Err(error), reply),
+                    },
                     Creation::Container(hands, plan) => {
                         let out = self.outbox.clone();
                         tokio::spawn(work::container(hands, *plan, reply, out));
@@ -50,11 +66,15 @@ impl Actor {
     }
 
     /// What a creation takes. Nothing has been done when it is refused.
-    fn plan_creation(&self, request: CreateRequest) -> Result<(Task, Creation), TaskError> {
+    fn plan_creation(&self, mut request: CreateRequest) -> Result<(Task, Creation), TaskError> {
         if self.tasks.0.contains_key(&request.id) {
             return Err(TaskError::Exists(format!("container {}", request.id)));
         }
-        let bundle = Bundle::load(&request.bundle)?;
+        let (path, pod) = (request.bundle.clone(), request.pod.take());
+        let (mut bundle, files) = match pod {
+            Some(PodRequest { spec, files }) => (Bundle { path, spec }, Some(files)),
+            None => (Bundle::load(&path)?, None),
+        };
         let role = bundle.role()?;
         let is_sandbox = role == Role::Sandbox;
         let (stdio, oom_score) = (request.stdio.clone(), bundle.oom_score());
@@ -65,11 +85,23 @@ impl Actor {
         let task = Task::new(pid, request.bundle.clone(), stdio, is_sandbox, oom_score);
         let creation = match role {
             Role::Member { .. } => {
+                if let Some(files) = &self.files {
+                    files.place(&mut bundle.spec);
+                }
                 let mut plan = ContainerPlan::new(request, bundle, false);
                 plan.pid_namespace_of = self.joined_container(&plan.bundle.spec)?;
                 Creation::Container(self.hands()?, Box::new(plan))
             }
-            Role::Sandbox => Creation::Boot(Box::new(self.plan_boot(&request, &bundle)?), None),
+            Role::Sandbox => {
+                let plan = Box::new(self.plan_boot(&request, &bundle)?);
+                match files {
+                    Some(files) => {
+                        let leaf = plan::leaf(&request.id, &bundle, self.placement()?)?;
+                        Creation::Pod(plan, Box::new(Place { leaf, files }))
+                    }
+                    None => Creation::Boot(plan, None),
+                }
+            }
             Role::Standalone => {
                 let boot = self.plan_boot(&request, &bundle)?;
                 let container = ContainerPlan::new(request, bundle, true);
@@ -94,17 +126,32 @@ impl Actor {
         Ok(Some(container.to_owned()))
     }
 
+    fn placement(&self) -> Result<&Placement, TaskError> {
+        let placement = self.settings.placement.as_ref();
+        placement.map_err(|e| TaskError::Setup(e.clone()))
+    }
+
+    /// Goes where the pod's memory is accounted, which the server's start could not know, before
+    /// any of it is used, and writes the pod's files.
+    fn settle_in(&mut self, id: &str, place: Place) -> Result<(), TaskError> {
+        let host = Arc::clone(&self.settings.tools.host);
+        let made = host.enter_cgroup(&place.leaf)?;
+        self.settings.record.note(|record| record.cgroups = made);
+        if let Ok(placement) = &mut self.settings.placement {
+            placement.cgroup = Some(place.leaf);
+        }
+        host.set_oom_score(self.tasks.task(id)?.oom_score)?;
+        host.write_pod_files(&place.files)?;
+        self.files = Some(place.files);
+        Ok(())
+    }
+
     fn plan_boot(&self, request: &CreateRequest, bundle: &Bundle) -> Result<BootPlan, TaskError> {
         if !matches!(self.guest, GuestState::None) {
             return Err(TaskError::Exists("the pod's VM".to_owned()));
         }
-        let placement = self
-            .settings
-            .placement
-            .as_ref()
-            .map_err(|e| TaskError::Setup(e.clone()))?;
         let config = Config::load(request.config_path.as_deref())?;
-        plan::boot_plan(&request.id, bundle, &config, placement)
+        plan::boot_plan(&request.id, bundle, &config, self.placement()?)
     }
 
     fn boot(
@@ -115,8 +162,10 @@ impl Actor {
         reply: Reply<()>,
     ) {
         if let PodNetwork::Namespace(namespace) = &plan.network {
-            (self.settings.on_network)(namespace);
-            self.network = Some(namespace.clone());
+            let namespace = namespace.clone();
+            let noted = Some(namespace.clone());
+            self.settings.record.note(|record| record.network = noted);
+            self.network = Some(namespace);
         }
         let (tools, out) = (self.settings.tools.clone(), self.outbox.clone());
         let booting = tokio::spawn(async move {
@@ -151,6 +200,7 @@ impl Actor {
             machine,
             ended,
             agent,
+            size,
         } = guest;
         let host = Arc::clone(&self.settings.tools.host);
         let volumes = Volumes::spawn(machine.clone(), agent.clone(), host.clone());
@@ -165,6 +215,7 @@ impl Actor {
             machine,
             agent,
             volumes,
+            size,
         };
         self.guest = GuestState::Up {
             hands: hands.clone(),
@@ -175,20 +226,21 @@ impl Actor {
                 tokio::spawn(work::container(hands, *plan, reply, self.outbox.clone()));
             }
             None => {
-                self.created(&id, Streams::default(), Vec::new());
+                self.created(&id, Made::default());
                 self.settle_creation(&id, Ok(()), reply);
             }
         }
     }
 
     /// A task is ready to be started.
-    pub(super) fn created(&mut self, id: &str, streams: Streams, undo: Vec<Undo>) {
+    pub(super) fn created(&mut self, id: &str, made: Made) {
         let Ok(task) = self.tasks.task(id) else {
             return;
         };
         let is_sandbox = task.is_sandbox;
-        task.init.streams = streams;
-        task.undo = undo;
+        task.init.streams = made.streams;
+        task.undo = made.undo;
+        task.cpus = made.cpus;
         let event = Event::Create(TaskCreate {
             container_id: id.to_owned(),
             bundle: task.bundle.display().to_string(),
@@ -217,6 +269,7 @@ impl Actor {
             self.tasks.0.remove(id);
         }
         self.adjust_oom_score();
+        self.adjust_cpus();
         let _ = reply.send(result);
     }
 

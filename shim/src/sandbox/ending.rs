@@ -13,10 +13,11 @@ use super::actor::{Actor, GuestState};
 use super::error::{TaskError, chain};
 use super::process::{Exit, ProcessEvent};
 use super::request::{Deleted, ProcessId, Reply};
-use super::work;
+use super::work::{self, Message};
 use crate::events::Event;
 use crate::guest::boot::ConsoleLines;
-use crate::host::NetworkRequest;
+use crate::host::{ConfineRequest, NetworkRequest};
+use crate::pod::cpu_set::CpuSet;
 
 /// Exit status of containers whose guest ended under them.
 const GUEST_ENDED_STATUS: u32 = 255;
@@ -80,6 +81,30 @@ impl Actor {
         }
     }
 
+    /// Keeps the machine on the CPUs of the host that its containers name.
+    pub(super) fn adjust_cpus(&mut self) {
+        let cpus = self.tasks.host_cpus();
+        let placement = self.settings.placement.as_ref().ok();
+        let Some(cgroup) = placement.and_then(|placement| placement.cgroup.clone()) else {
+            return;
+        };
+        if cpus == self.host_cpus {
+            return;
+        }
+        let request = ConfineRequest {
+            cgroup,
+            cpus: cpus.as_ref().map(CpuSet::to_string).unwrap_or_default(),
+        };
+        self.host_cpus = cpus;
+        if let Err(error) = self.settings.tools.host.confine(&request) {
+            tracing::warn!(
+                error = chain(&error),
+                cpus = request.cpus,
+                "the pod's VM stays on its CPUs"
+            );
+        }
+    }
+
     /// Something happened in the guest. What it says of processes that do not exist is ignored.
     pub(super) fn guest_event(&mut self, event: AgentEvent) {
         match event.kind {
@@ -133,7 +158,9 @@ impl Actor {
         for id in self.tasks.ids() {
             self.apply(&id, ProcessEvent::Ended(Self::exit_now(status)));
         }
+        self.forget_machine();
         self.release_network();
+        self.settle_stop();
     }
 
     /// Takes no more connections from the pod's network namespace and removes the redirect from
@@ -146,11 +173,51 @@ impl Actor {
             return;
         };
         let host = Arc::clone(&self.settings.tools.host);
+        let out = self.outbox.clone();
+        self.releasing += 1;
         tokio::task::spawn_blocking(move || {
             if let Err(error) = host.release_network(&NetworkRequest { namespace }) {
                 tracing::warn!(error = chain(&error), "the pod's network is not released");
             }
+            let _ = out.send(Message::NetworkReleased);
         });
+    }
+
+    pub(super) fn network_released(&mut self) {
+        self.releasing -= 1;
+        self.settle_stop();
+    }
+
+    /// Ends the guest, if there is one. Nobody is refused: what is stopped stays so.
+    pub(super) fn stop(&mut self, reply: Reply<()>) {
+        self.stopping.push(reply);
+        // It cannot be refused when the state allows it.
+        let _ = self.signal_sandbox(libc::SIGKILL.unsigned_abs(), Ok(()));
+        self.settle_stop();
+    }
+
+    /// Answers who waits for the pod's stop, once nothing of its guest and its network is left.
+    fn settle_stop(&mut self) {
+        let over = match &self.guest {
+            GuestState::None | GuestState::Ended { .. } => self.releasing == 0,
+            GuestState::Booting(_) | GuestState::Up { .. } => false,
+        };
+        if over {
+            for reply in self.stopping.drain(..) {
+                let _ = reply.send(Ok(()));
+            }
+        }
+    }
+
+    /// Lets go of an ended machine, its memory and its taps, when no container is left for whose
+    /// clean-up it is needed.
+    fn forget_machine(&mut self) {
+        let containers = self.tasks.0.values().any(|task| !task.is_sandbox);
+        if let GuestState::Ended { hands, .. } = &mut self.guest
+            && !containers
+        {
+            *hands = None;
+        }
     }
 
     /// A signal to the pod ends it, whatever its guest does.
@@ -220,6 +287,8 @@ impl Actor {
         if id.is_init() {
             self.tasks.0.remove(&id.container);
             self.adjust_oom_score();
+            self.adjust_cpus();
+            self.forget_machine();
         } else if let Ok(task) = self.tasks.task(&id.container) {
             task.execs.remove(&id.exec);
         }

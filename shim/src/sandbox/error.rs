@@ -11,8 +11,10 @@ use crate::guest::boot::BootError;
 use crate::host::HostError;
 use crate::io::StdioError;
 use crate::pod::BundleError;
+use crate::pod::cgroup_path::CgroupPathError;
 use crate::pod::guest_spec::GuestSpecError;
 use crate::pod::network::HostNetworkError;
+use crate::pod::resources::ResourcesError;
 use crate::pod::sizing::SizeError;
 use crate::sandbox::mirror::MirrorError;
 
@@ -42,6 +44,9 @@ pub enum TaskError {
     /// The bundle cannot be used.
     #[error("the container's bundle")]
     Bundle(#[from] BundleError),
+    /// The pod's group cannot be told.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupPathError),
     /// The node's configuration cannot be used.
     #[error("the node's configuration")]
     Config(#[from] ConfigError),
@@ -57,6 +62,9 @@ pub enum TaskError {
     /// The spec cannot be honoured in a guest.
     #[error(transparent)]
     Spec(#[from] GuestSpecError),
+    /// The machine cannot give a container what it asks for.
+    #[error(transparent)]
+    Resources(#[from] ResourcesError),
     /// The message makes no sense.
     #[error("{0}")]
     Invalid(String),

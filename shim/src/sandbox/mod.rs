@@ -26,7 +26,7 @@ pub use create::ExecPlan;
 pub use error::{TaskError, chain};
 pub use plan::Placement;
 pub use process::{ProcessState, Refusal};
-pub use request::{CreateRequest, ProcessId, ProcessStatus, Reply, Request};
+pub use request::{CreateRequest, PodRequest, ProcessId, ProcessStatus, Reply, Request};
 
 /// Sends requests to a pod. Clones are handles of the same one.
 #[derive(Clone)]

@@ -13,14 +13,15 @@ use crate::guest::boot::BootPlan;
 use crate::host::cgroup;
 use crate::pod::network::PodNetwork;
 use crate::pod::sizing::Size;
-use crate::pod::{Bundle, guest_spec};
+use crate::pod::{Bundle, cgroup_path, guest_spec};
 use crate::release::Release;
 
 /// Where the pod's server is on its host.
 #[derive(Clone, Debug)]
 pub struct Placement {
-    /// Its leaf in the cgroup tree, relative to the root.
-    pub cgroup: PathBuf,
+    /// Its leaf in the cgroup tree, relative to the root; None while it is still in containerd's
+    /// group, as its bundle has not said where the pod's is.
+    pub cgroup: Option<PathBuf>,
     /// The release it belongs to.
     pub release: Release,
 }
@@ -35,6 +36,7 @@ pub(super) fn boot_plan(
     config: &Config,
     placement: &Placement,
 ) -> Result<BootPlan, TaskError> {
+    let leaf = leaf(id, bundle, placement)?;
     let none = HashMap::new();
     let annotations = Annotations::parse(bundle.spec.annotations().as_ref().unwrap_or(&none))?;
     let network = PodNetwork::of_spec(&bundle.spec)?;
@@ -42,7 +44,7 @@ pub(super) fn boot_plan(
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
     let size = Size::of_pod(bundle.limits()?, &annotations, config.default_memory, cpus)?;
-    size.check_cgroup(cgroup::memory_max(&placement.cgroup))?;
+    size.check_cgroup(cgroup::memory_max(&leaf))?;
     let sysctls = bundle
         .spec
         .linux()
@@ -71,4 +73,15 @@ pub(super) fn boot_plan(
         boot_timeout: config.boot_timeout,
         agent_timeout: config.agent_timeout,
     })
+}
+
+/// Where in the cgroup tree the server of pod `id` belongs.
+///
+/// # Errors
+/// [`TaskError::Cgroup`] when the spec names no place.
+pub(super) fn leaf(id: &str, bundle: &Bundle, placement: &Placement) -> Result<PathBuf, TaskError> {
+    match &placement.cgroup {
+        Some(leaf) => Ok(leaf.clone()),
+        None => Ok(cgroup_path::leaf_of(&bundle.spec, id)?),
+    }
 }

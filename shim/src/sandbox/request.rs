@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use oci_spec::runtime::Spec;
 use tokio::sync::oneshot;
 
 use super::create::ExecPlan;
@@ -10,6 +11,7 @@ use super::error::TaskError;
 use super::process::{Exit, ProcessState};
 use crate::host::HostMount;
 use crate::io::Stdio;
+use crate::pod::files::PodFiles;
 
 /// Takes the answer to a request.
 pub type Reply<T> = oneshot::Sender<Result<T, TaskError>>;
@@ -61,6 +63,17 @@ pub struct CreateRequest {
     pub stdio: Stdio,
     /// The configuration that containerd's runtime options name.
     pub config_path: Option<PathBuf>,
+    /// What a pod's bundle has not got, where containerd leaves it to the shim.
+    pub pod: Option<PodRequest>,
+}
+
+/// A pod whose bundle holds nothing (containerd's sandboxer "shim").
+#[derive(Clone, Debug)]
+pub struct PodRequest {
+    /// Its spec.
+    pub spec: Spec,
+    /// The files that its containers share.
+    pub files: PodFiles,
 }
 
 /// What is known of a process.
@@ -138,6 +151,8 @@ pub enum Request {
     },
     /// Tells a container's metrics, or the whole guest's: `io.containerd.cgroups.v2.Metrics`.
     Stats(String, Reply<Vec<u8>>),
+    /// Ends the pod's guest; answers when there is none and the pod's network is let go.
+    Stop(Reply<()>),
     /// Ends the pod's server, unless there are tasks; answers whether it ends.
     Shutdown(Reply<bool>),
 }

@@ -9,6 +9,8 @@ use super::request::{ProcessId, Reply};
 use super::task_pid::TaskPid;
 use super::undo::Undo;
 use crate::io::{Stdio, Streams};
+use crate::pod::cpu_set::CpuSet;
+use crate::pod::resources::CpuShare;
 
 /// A process.
 pub(super) struct Process {
@@ -75,6 +77,8 @@ pub(super) struct Task {
     pub(super) undo: Vec<Undo>,
     /// How likely its processes are taken when the host is out of memory.
     pub(super) oom_score: i64,
+    /// What it is given of CPUs.
+    pub(super) cpus: CpuShare,
     /// What was last read of its metrics.
     pub(super) metrics: Option<Vec<u8>>,
 }
@@ -96,6 +100,7 @@ impl Task {
             execs: BTreeMap::new(),
             undo: Vec::new(),
             oom_score,
+            cpus: CpuShare::default(),
             metrics: None,
         }
     }
@@ -146,6 +151,16 @@ impl Tasks {
             tasks.map(|task| task.oom_score).min()
         };
         of(false).or_else(|| of(true))
+    }
+
+    /// The CPUs of the host on which the pod may run: all that its containers name, or None when
+    /// one of them names none.
+    pub(super) fn host_cpus(&self) -> Option<CpuSet> {
+        let containers = self.0.values().filter(|task| !task.is_sandbox);
+        let sets: Option<Vec<&CpuSet>> = containers
+            .map(|task| task.cpus.host_cpus.as_ref())
+            .collect();
+        sets.filter(|sets| !sets.is_empty()).map(CpuSet::union)
     }
 
     /// All processes; each container's execs before its init, the sandbox last.

@@ -9,6 +9,7 @@ use podvisor_proto::agent::v1::{AgentClient, DeleteProcessRequest};
 use super::volumes::{VolumeKey, Volumes, remove_export};
 use crate::guest::Machine;
 use crate::host::HostOps;
+use crate::pod::sizing::Size;
 
 /// What takes things back.
 #[derive(Clone)]
@@ -21,6 +22,8 @@ pub struct Hands {
     pub agent: AgentClient,
     /// The guest's volumes.
     pub volumes: Volumes,
+    /// The machine's size.
+    pub size: Size,
 }
 
 /// One thing to take back.

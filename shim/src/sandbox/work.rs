@@ -19,6 +19,7 @@ use super::undo::{Hands, Undo, undo_all};
 use crate::guest::Machine;
 use crate::guest::boot::{BootError, Guest};
 use crate::io::Streams;
+use crate::pod::resources::CpuShare;
 
 /// How long containerd may take for a process's last output.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -65,10 +66,14 @@ pub(super) enum Message {
     },
     /// Something happened in the guest.
     Guest(AgentEvent),
+    /// The pod's network is as it was before the pod.
+    NetworkReleased,
     /// The guest does not run any more.
     GuestEnded(EndReason),
     /// Metrics were read.
     Metrics { id: String, metrics: Vec<u8> },
+    /// A container's limits were changed.
+    Updated { container: String, cpus: CpuShare },
     /// A container was stopped or goes on.
     Frozen { container: String, frozen: bool },
 }

@@ -1,17 +1,28 @@
 //! containerd's messages to and from the pod's types.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use nix::unistd::gethostname;
+use podvisor_proto::containerd::pod_config::PodSandboxConfig;
+use podvisor_proto::containerd::sandbox::CreateSandboxRequest;
 use podvisor_proto::containerd::task::{
     self, CreateTaskRequest, ExecProcessRequest, StateResponse,
 };
+use podvisor_proto::containerd::timestamp;
 use podvisor_proto::containerd::types::Mount;
-use podvisor_proto::containerd::{Any, runtimeoptions, timestamp};
 use prost::{Message, Name};
 
+use crate::config;
 use crate::host::HostMount;
 use crate::io::Stdio;
-use crate::sandbox::{CreateRequest, ExecPlan, ProcessId, ProcessState, ProcessStatus, TaskError};
+use crate::pod::files::PodFiles;
+use crate::pod::sandbox_spec::sandbox_spec;
+use crate::sandbox::{
+    CreateRequest, ExecPlan, PodRequest, ProcessId, ProcessState, ProcessStatus, TaskError,
+};
+
+/// The folder of a pod's files in its bundle.
+const POD_FILES: &str = "files";
 
 pub(super) fn process_id(container: String, exec: String) -> ProcessId {
     ProcessId { container, exec }
@@ -33,7 +44,8 @@ pub(super) fn create(request: CreateTaskRequest) -> Result<CreateRequest, TaskEr
             stdout: request.stdout,
             stderr: request.stderr,
         },
-        config_path: request.options.as_ref().and_then(config_path),
+        config_path: request.options.as_ref().and_then(config::named_by),
+        pod: None,
     })
 }
 
@@ -45,16 +57,39 @@ fn host_mount(mount: Mount) -> HostMount {
     }
 }
 
-/// The configuration file that runtime options name. Options of another type, as they come with
-/// user namespaces, name none.
-fn config_path(options: &Any) -> Option<PathBuf> {
-    if options.type_url.trim_start_matches('/') != runtimeoptions::Options::full_name() {
-        return None;
+/// A pod to create, from its configuration as CRI has it.
+pub(super) fn create_sandbox(
+    request: CreateSandboxRequest,
+    config_path: Option<PathBuf>,
+) -> Result<CreateRequest, TaskError> {
+    let options = request.options.unwrap_or_default();
+    if options.type_url.trim_start_matches('/') != PodSandboxConfig::full_name() {
+        let found = options.type_url;
+        return Err(TaskError::Invalid(format!(
+            "a sandbox is made of a {}, not of {found:?}",
+            PodSandboxConfig::full_name()
+        )));
     }
-    let options = runtimeoptions::Options::decode(options.value.as_slice()).ok()?;
-    Some(options.config_path)
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from)
+    let mut config = PodSandboxConfig::decode(options.value.as_slice())
+        .map_err(|error| TaskError::Invalid(format!("the pod's configuration: {error}")))?;
+    if config.hostname.is_empty()
+        && let Ok(name) = gethostname()
+    {
+        config.hostname = name.to_string_lossy().into_owned();
+    }
+    let bundle = PathBuf::from(request.bundle_path);
+    let pod = PodRequest {
+        spec: sandbox_spec(&config, &request.sandbox_id, Path::new(&request.netns_path)),
+        files: PodFiles::of_pod(&config, bundle.join(POD_FILES)),
+    };
+    Ok(CreateRequest {
+        id: request.sandbox_id,
+        bundle,
+        rootfs: Vec::new(),
+        stdio: Stdio::default(),
+        config_path,
+        pod: Some(pod),
+    })
 }
 
 pub(super) fn exec(request: ExecProcessRequest) -> Result<ExecPlan, TaskError> {
@@ -107,22 +142,16 @@ fn task_status(state: ProcessState, paused: bool) -> task::Status {
 
 #[cfg(test)]
 mod tests {
-    use podvisor_proto::containerd::any_of;
-
     use super::*;
 
     #[test]
-    fn runtime_options_name_a_configuration() {
-        let options = runtimeoptions::Options {
-            config_path: "/etc/x.toml".into(),
-            ..Default::default()
+    fn a_sandbox_is_made_of_a_pods_configuration_only() {
+        let request = CreateSandboxRequest {
+            sandbox_id: "id1".into(),
+            ..CreateSandboxRequest::default()
         };
-        assert_eq!(config_path(&any_of(&options)), Some("/etc/x.toml".into()));
-        let other = Any {
-            type_url: "containerd.runc.v1.Options".into(),
-            value: vec![0xff],
-        };
-        assert_eq!(config_path(&other), None);
+        let error = create_sandbox(request, None).unwrap_err().to_string();
+        assert!(error.contains("runtime.v1.PodSandboxConfig"), "{error}");
     }
 
     #[test]

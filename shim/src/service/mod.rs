@@ -1,7 +1,10 @@
-//! containerd's task service: decodes a call, hands it to the pod, encodes the answer.
+//! containerd's services, of tasks and of sandboxes: decode a call, hand it to the pod, encode the
+//! answer.
 
 mod convert;
+mod sandbox;
 mod status;
 mod task;
 
+pub use sandbox::SandboxService;
 pub use task::TaskService;

@@ -31,8 +31,10 @@ fn code(error: &TaskError) -> Code {
         | TaskError::Size(_)
         | TaskError::HostNetwork(_)
         | TaskError::Spec(_)
+        | TaskError::Resources(_)
         | TaskError::Invalid(_)
         | TaskError::Bundle(_)
+        | TaskError::Cgroup(_)
         | TaskError::Stdio(_) => Code::InvalidArgument,
         TaskError::Config(_)
         | TaskError::Setup(_)

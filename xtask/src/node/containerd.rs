@@ -43,6 +43,15 @@ impl Containerd {
         workspace::xtask_file(&format!("node/containerd-{}.toml", self.version()))
     }
 
+    /// The handler of our runtime whose pods are sandboxes of the shim's, where containerd has that
+    /// sandboxer.
+    pub fn sandboxer_handler(self) -> Option<&'static str> {
+        match self {
+            Self::V1_7 => None,
+            Self::V2_1 => Some("podvisor-sandbox"),
+        }
+    }
+
     /// The part that a node's admin adds for our runtime.
     pub fn drop_in(self) -> PathBuf {
         let name = match self {

@@ -182,6 +182,10 @@ impl Nodes {
         options
             .variables
             .push(("PODVISOR_BZIMAGE".to_owned(), bzimage));
+        if let Some(handler) = containerd.sandboxer_handler() {
+            let variable = ("PODVISOR_SANDBOXER_HANDLER".to_owned(), handler.to_owned());
+            options.variables.push(variable);
+        }
         options
             .shares
             .push(Share::at_same_path(&workspace::target().join("release")));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +18,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, watch};
 
 use crate::guest::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
-use crate::host::{HostError, HostOps, NamespaceListeners, NetworkRequest, Nic, RootfsRequest};
+use crate::host::{
+    ConfineRequest, HostError, HostOps, NamespaceListeners, NetworkRequest, Nic, RootfsRequest,
+};
+use crate::pod::files::PodFiles;
 
 /// What a test can see and steer.
 #[derive(Default)]
@@ -38,6 +41,12 @@ pub struct State {
     /// Where connections to the pod's ports are taken.
     pub listening: Option<SocketAddr>,
     pub oom_score: Option<i64>,
+    /// The group that was entered.
+    pub cgroup: Option<PathBuf>,
+    /// The pod's files that were written.
+    pub files: Option<PodFiles>,
+    /// What the machine is confined to.
+    pub cpus: String,
     pub events: Vec<Event>,
     /// The agent never answers to signals.
     pub deaf: bool,
@@ -377,6 +386,18 @@ impl HostOps for FakeHost {
     }
     fn set_oom_score(&self, score: i64) -> Result<(), HostError> {
         self.0.state.lock().unwrap().oom_score = Some(score);
+        Ok(())
+    }
+    fn enter_cgroup(&self, leaf: &Path) -> Result<Vec<PathBuf>, HostError> {
+        self.0.state.lock().unwrap().cgroup = Some(leaf.to_owned());
+        Ok(vec![leaf.to_owned()])
+    }
+    fn write_pod_files(&self, files: &PodFiles) -> Result<(), HostError> {
+        self.0.state.lock().unwrap().files = Some(files.clone());
+        Ok(())
+    }
+    fn confine(&self, request: &ConfineRequest) -> Result<(), HostError> {
+        self.0.state.lock().unwrap().cpus.clone_from(&request.cpus);
         Ok(())
     }
     fn open_path(&self, _: &Path) -> Result<OwnedFd, HostError> {

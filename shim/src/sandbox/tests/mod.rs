@@ -2,11 +2,15 @@
 
 mod fake;
 mod ports;
+mod resources;
+mod sandboxer;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use podvisor_proto::containerd::Any;
+use podvisor_proto::containerd::sandbox::{SandboxClient, SandboxServer};
 use podvisor_proto::containerd::task::*;
 use podvisor_proto::containerd::types::Mount;
 use podvisor_proto::ttrpc::{Client, Code, Server, Status as TtrpcStatus};
@@ -16,8 +20,9 @@ use proptest::prelude::*;
 use super::{Actor, Placement, Settings};
 use crate::events::Publisher;
 use crate::guest::boot::BootTools;
+use crate::host::record::{Record, RecordKeeper};
 use crate::release::Release;
-use crate::service::TaskService;
+use crate::service::{SandboxService, TaskService};
 use crate::timeline::Timeline;
 use fake::{FakeHost, FakeLauncher, Guest};
 
@@ -28,17 +33,28 @@ const CONTAINER: &str = "c1";
 struct Pod {
     guest: Arc<Guest>,
     client: TaskClient,
+    sandbox: SandboxClient,
     folder: tempfile::TempDir,
     actor: tokio::task::JoinHandle<()>,
 }
 
 impl Pod {
     fn new() -> Self {
+        Self::placed(Some("no-such-group/podvisor-pod".into()))
+    }
+
+    /// A pod whose place is told by its creation.
+    fn unplaced() -> Self {
+        Self::placed(None)
+    }
+
+    fn placed(cgroup: Option<PathBuf>) -> Self {
         let guest = Arc::new(Guest::default());
         let placement = Placement {
-            cgroup: "no-such-group/podvisor-pod".into(),
+            cgroup,
             release: Release::of_this_program().unwrap(),
         };
+        let folder = tempfile::tempdir().unwrap();
         let (actor, sandbox) = Actor::new(Settings {
             placement: Ok(placement),
             tools: BootTools {
@@ -47,18 +63,23 @@ impl Pod {
                 timeline: Timeline::since_exec(),
             },
             publisher: Publisher::spawn(None, "k8s.io"),
-            on_network: Box::new(|_| {}),
+            record: RecordKeeper::new(Record::of_this_process(), folder.path().to_owned()),
         });
         let actor = tokio::spawn(actor.run());
         let (ours, theirs) = tokio::io::duplex(1 << 16);
-        let server =
-            Server::new().with_service(TaskServer::new(Arc::new(TaskService::new(sandbox))));
+        let service = SandboxService::new(sandbox.clone(), None);
+        let server = Server::new()
+            .with_service(TaskServer::new(Arc::new(TaskService::new(sandbox))))
+            .with_service(SandboxServer::new(Arc::new(service)));
         tokio::spawn(async move { server.serve(theirs).await });
-        let client = TaskClient::new(Client::new(ours));
+        let client = Client::new(ours);
+        let sandbox = SandboxClient::new(client.clone());
+        let client = TaskClient::new(client);
         Self {
             guest,
             client,
-            folder: tempfile::tempdir().unwrap(),
+            sandbox,
+            folder,
             actor,
         }
     }

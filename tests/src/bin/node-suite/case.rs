@@ -35,6 +35,15 @@ impl Case {
         }
     }
 
+    /// The same case with the VM pods of another handler.
+    pub fn with_vm_pods_of(self, handler: &'static str) -> Self {
+        let run = self.run;
+        Self {
+            run: Box::new(move || Handler::with_vm_pods_of(handler, run)),
+            ..self
+        }
+    }
+
     /// Runs the case and compares what is on the node before and after.
     pub fn run(self) -> Result<()> {
         let before = Leftovers::count().context("count what is on the node")?;

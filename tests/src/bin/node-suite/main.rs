@@ -23,7 +23,10 @@ mod pod_networks;
 mod pods;
 mod ports;
 mod refusals;
+mod resources;
+mod sandboxer;
 mod security;
+mod statistics;
 mod streams;
 mod vm;
 
@@ -41,6 +44,8 @@ fn cases() -> Vec<Case> {
         network::cases(),
         connections::cases(),
         pod_networks::cases(),
+        resources::cases(),
+        statistics::cases(),
         refusals::cases(),
         security::cases(),
         bad_input::cases(),
@@ -66,14 +71,16 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let trials = cases()
         .into_iter()
-        .filter(|case| case.tier == tier)
-        .map(trial)
+        .map(|case| (case.name.to_owned(), case))
+        .chain(sandboxer::again(cases()))
+        .filter(|(_, case)| case.tier == tier)
+        .map(|(name, case)| trial(name, case))
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-fn trial(case: Case) -> Trial {
-    Trial::test(case.name, move || {
+fn trial(name: String, case: Case) -> Trial {
+    Trial::test(name, move || {
         case.run()
             .map_err(|error| Failed::from(format!("{error:#}")))
     })

@@ -1,0 +1,232 @@
+//! What a container's `linux.resources` means in a machine: limits go to the guest's cgroups as
+//! they are, but a limit that the machine can never reach is refused, and the host's CPU numbers
+//! mean something on the host only.
+
+use oci_spec::runtime::{LinuxCpu, LinuxResources};
+use thiserror::Error;
+
+use super::cpu_set::{CpuSet, CpuSetError};
+use super::sizing::{DEFAULT_CPU_PERIOD_US, Size, mib};
+
+/// A guest has one memory node.
+const GUEST_MEMORY_NODES: u32 = 1;
+
+/// Resources that a container of this machine cannot have.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ResourcesError {
+    /// More memory than the machine has.
+    #[error(
+        "resources.limits.memory of {} is more than the {} of the pod's VM, which cannot grow while it runs",
+        mib(*.limit), mib(*.guest)
+    )]
+    Memory {
+        /// The limit in bytes.
+        limit: u64,
+        /// Guest memory in bytes.
+        guest: u64,
+    },
+    /// More CPU time than the machine has processors for.
+    #[error(
+        "resources.limits.cpu of {}m is more than the pod's VM gives with {vcpus} CPUs, which cannot grow while it runs",
+        .millicpus
+    )]
+    Cpu {
+        /// The limit in thousandths of a CPU.
+        millicpus: u64,
+        /// The machine's processors.
+        vcpus: u32,
+    },
+    /// A list of CPUs or memory nodes makes no sense.
+    #[error("linux.resources.cpu.{field}")]
+    CpuSet {
+        /// Which list.
+        field: &'static str,
+        /// What is wrong with it.
+        source: CpuSetError,
+    },
+    /// The message is no OCI resources.
+    #[error("linux.resources: {0}")]
+    Json(String),
+}
+
+/// What a container is given of CPUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuShare {
+    /// The CPUs of the host on which it may run; None for all.
+    pub host_cpus: Option<CpuSet>,
+    /// Its limit in thousandths of a CPU; None for none.
+    pub limit_millicpus: Option<u64>,
+}
+
+/// Resources as the guest gets them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GuestResources {
+    /// What goes to the guest's cgroup.
+    pub resources: LinuxResources,
+    /// What they give of CPUs.
+    pub cpus: CpuShare,
+}
+
+impl GuestResources {
+    /// Fits the resources of a container that is created into a machine. A CPU limit beyond the
+    /// machine, which has no more processors than its host, is no promise and stays.
+    ///
+    /// # Errors
+    /// [`ResourcesError`].
+    pub fn of_new(mut resources: LinuxResources, size: Size) -> Result<Self, ResourcesError> {
+        check_memory(&resources, size)?;
+        let mut cpus = CpuShare::default();
+        if let Some(cpu) = resources.cpu_mut() {
+            cpus.limit_millicpus = limit_millicpus(cpu);
+            cpus.host_cpus = translate_sets(cpu, size)?;
+        }
+        Ok(Self { resources, cpus })
+    }
+
+    /// Fits changed resources (JSON) of a container that had `before` into its machine. A CPU limit
+    /// that is raised beyond the machine is refused: it would have no effect.
+    ///
+    /// # Errors
+    /// [`ResourcesError`].
+    pub fn of_update(json: &[u8], size: Size, before: &CpuShare) -> Result<Self, ResourcesError> {
+        let resources: LinuxResources =
+            serde_json::from_slice(json).map_err(|e| ResourcesError::Json(e.to_string()))?;
+        let fitted = Self::of_new(resources, size)?;
+        let vcpus = u32::from(size.vcpus.get());
+        match (before.limit_millicpus, fitted.cpus.limit_millicpus) {
+            (Some(before), Some(millicpus))
+                if millicpus > before && millicpus > u64::from(vcpus) * 1000 =>
+            {
+                Err(ResourcesError::Cpu { millicpus, vcpus })
+            }
+            _ => Ok(fitted),
+        }
+    }
+
+    /// The guest's part as JSON.
+    pub fn to_json(&self) -> Vec<u8> {
+        // Maps with string keys, lists, strings and numbers: all of it is JSON.
+        serde_json::to_vec(&self.resources).unwrap_or_default()
+    }
+}
+
+fn check_memory(resources: &LinuxResources, size: Size) -> Result<(), ResourcesError> {
+    let limit = resources
+        .memory()
+        .as_ref()
+        .and_then(|memory| memory.limit());
+    let guest = size.memory.bytes();
+    match limit.and_then(|limit| u64::try_from(limit).ok()) {
+        Some(limit) if limit > guest => Err(ResourcesError::Memory { limit, guest }),
+        _ => Ok(()),
+    }
+}
+
+fn limit_millicpus(cpu: &LinuxCpu) -> Option<u64> {
+    let quota = u64::try_from(cpu.quota()?)
+        .ok()
+        .filter(|quota| *quota > 0)?;
+    let period = cpu.period().filter(|period| *period > 0);
+    Some(quota.saturating_mul(1000) / period.unwrap_or(DEFAULT_CPU_PERIOD_US))
+}
+
+/// Takes the sets that name what only the host has out of `cpu`; yields the CPUs of the host.
+///
+/// The numbers are the host's. A guest that has CPUs of all these numbers confines the container
+/// to its own ones, so that it counts as many as with runc; another guest does not confine it.
+/// Either way the host confines the machine.
+fn translate_sets(cpu: &mut LinuxCpu, size: Size) -> Result<Option<CpuSet>, ResourcesError> {
+    let parse = |field, text: &Option<String>| {
+        let text = text
+            .as_deref()
+            .map(str::trim)
+            .filter(|text| !text.is_empty());
+        text.map(str::parse::<CpuSet>)
+            .transpose()
+            .map_err(|source| ResourcesError::CpuSet { field, source })
+    };
+    let cpus = parse("cpus", cpu.cpus())?;
+    let mems = parse("mems", cpu.mems())?;
+    if cpus
+        .as_ref()
+        .is_some_and(|cpus| !cpus.is_within(size.vcpus.get().into()))
+    {
+        cpu.set_cpus(None);
+    }
+    if mems.is_some_and(|mems| !mems.is_within(GUEST_MEMORY_NODES)) {
+        cpu.set_mems(None);
+    }
+    Ok(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use podvisor_vmm::{MemorySize, Vcpus};
+
+    use super::*;
+
+    fn size(vcpus: u32, memory_mib: u64) -> Size {
+        Size {
+            vcpus: Vcpus::try_from(vcpus).unwrap(),
+            memory: MemorySize::from_bytes(memory_mib << 20).unwrap(),
+        }
+    }
+
+    fn update(json: &str, vcpus: u32) -> Result<GuestResources, ResourcesError> {
+        let before = CpuShare {
+            limit_millicpus: Some(500),
+            ..CpuShare::default()
+        };
+        GuestResources::of_update(json.as_bytes(), size(vcpus, 256), &before)
+    }
+
+    #[test]
+    fn a_limit_beyond_the_machine_is_refused_with_the_numbers() {
+        let error = update(r#"{"memory":{"limit":1073741824}}"#, 1).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("1024 MiB") && text.contains("256 MiB"),
+            "{text}"
+        );
+        let raised = r#"{"cpu":{"quota":150000,"period":100000}}"#;
+        let text = update(raised, 1).unwrap_err().to_string();
+        assert!(text.contains("1500m") && text.contains("1 CPUs"), "{text}");
+        assert!(update(raised, 2).is_ok());
+    }
+
+    #[test]
+    fn a_cpu_limit_that_is_not_raised_may_be_beyond_the_machine() {
+        let four: LinuxResources =
+            serde_json::from_str(r#"{"cpu":{"quota":400000,"period":100000}}"#).unwrap();
+        let created = GuestResources::of_new(four.clone(), size(1, 256)).unwrap();
+        assert_eq!(created.cpus.limit_millicpus, Some(4000));
+        let json = serde_json::to_vec(&four).unwrap();
+        assert!(GuestResources::of_update(&json, size(1, 256), &created.cpus).is_ok());
+        // From no limit to one.
+        assert!(GuestResources::of_update(&json, size(1, 256), &CpuShare::default()).is_ok());
+    }
+
+    #[test]
+    fn no_limit_is_no_limit() {
+        for none in [r#"{"memory":{"limit":-1},"cpu":{"quota":-1}}"#, "{}"] {
+            assert_eq!(update(none, 1).unwrap().cpus, CpuShare::default());
+        }
+    }
+
+    #[test]
+    fn sets_that_only_the_host_has_stay_on_the_host() {
+        let fitted = update(r#"{"cpu":{"cpus":"0-1","mems":"0"}}"#, 2).unwrap();
+        assert_eq!(fitted.cpus.host_cpus.unwrap().to_string(), "0-1");
+        let cpu = fitted.resources.cpu().clone().unwrap();
+        assert_eq!(cpu.cpus().as_deref(), Some("0-1"));
+        assert_eq!(cpu.mems().as_deref(), Some("0"));
+
+        let fitted = update(r#"{"cpu":{"cpus":"4-5","mems":"1"}}"#, 2).unwrap();
+        assert_eq!(fitted.cpus.host_cpus.unwrap().to_string(), "4-5");
+        let cpu = fitted.resources.cpu().clone().unwrap();
+        assert_eq!((cpu.cpus(), cpu.mems()), (&None, &None));
+
+        let error = update(r#"{"cpu":{"cpus":"some"}}"#, 2).unwrap_err();
+        assert_eq!(error.to_string(), "linux.resources.cpu.cpus");
+    }
+}

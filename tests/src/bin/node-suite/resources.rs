@@ -1,0 +1,178 @@
+//! Limits: the guest's cgroups have what runc's have, and what no machine can give is refused.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use podvisor_proto::cri::v1::{HugepageLimit, LinuxContainerResources};
+use podvisor_tests::{Container, Cri, Handler, PodBuilder, wait};
+
+use crate::case::{Case, gate};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        gate("limits_and_their_changes_are_as_with_runc", as_with_runc),
+        gate(
+            "limits_beyond_the_machine_are_refused_with_the_numbers",
+            beyond_the_machine,
+        ),
+        gate("memory_shortage_ends_only_who_caused_it", memory_shortage),
+    ]
+}
+
+/// Takes all the memory it can get.
+const GREEDY: &str = "x=1234567890123456; while true; do x=$x$x; done";
+/// How long that may take on an emulated CPU.
+const GREEDY_LIMIT: Duration = Duration::from_secs(120);
+
+fn first_limits() -> LinuxContainerResources {
+    LinuxContainerResources {
+        cpu_period: 50_000,
+        cpu_quota: 20_000,
+        cpu_shares: 512,
+        memory_limit_in_bytes: 64 << 20,
+        memory_swap_limit_in_bytes: 64 << 20,
+        oom_score_adj: 321,
+        cpuset_cpus: "0".into(),
+        cpuset_mems: "0".into(),
+        hugepage_limits: vec![HugepageLimit {
+            page_size: "2MB".into(),
+            limit: 0,
+        }],
+        unified: [("memory.high", "50331648"), ("memory.oom.group", "1")]
+            .map(|(file, value)| (file.to_owned(), value.to_owned()))
+            .into(),
+    }
+}
+
+fn later_limits() -> LinuxContainerResources {
+    LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 70_000,
+        cpu_shares: 2048,
+        memory_limit_in_bytes: 96 << 20,
+        memory_swap_limit_in_bytes: 96 << 20,
+        cpuset_cpus: "0".into(),
+        ..LinuxContainerResources::default()
+    }
+}
+
+/// Everything that limits a container, as it sees it itself.
+fn limits(container: &Container<'_, '_>) -> Result<String> {
+    container.shell(
+        "cd /sys/fs/cgroup; for f in cpu.max cpu.weight cpuset.cpus cpuset.mems memory.max \
+         memory.high memory.oom.group hugetlb.2MB.max; do echo $f $(cat $f); done; \
+         echo score $(cat /proc/self/oom_score_adj); echo CPUs $(nproc)",
+    )
+}
+
+fn as_with_runc(cri: &Cri) -> Result<()> {
+    let machine = PodBuilder::new(cri, Handler::Podvisor, "machine").run()?;
+    let plain = PodBuilder::new(cri, Handler::Runc, "plain").run()?;
+    let limited = |pod: &podvisor_tests::Pod<'_>| -> Result<(String, String)> {
+        let container = pod.container("limited");
+        let container = container
+            .with_resources(|all| *all = first_limits())
+            .start()?;
+        let before = limits(&container)?;
+        container.update(later_limits())?;
+        Ok((before, limits(&container)?))
+    };
+    let (ours, runcs) = (limited(&machine)?, limited(&plain)?);
+    // Both lines: shares of 512 and 2048. runc before 1.3 gave less, 20 and 79.
+    ensure!(ours.0.contains("cpu.weight 59") && ours.1.contains("cpu.weight 174"));
+    let without_weight = |limits: (String, String)| {
+        [limits.0, limits.1].map(|text| {
+            let lines = text.lines().filter(|line| !line.starts_with("cpu.weight"));
+            lines.collect::<Vec<_>>().join("\n")
+        })
+    };
+    let (ours, runcs) = (without_weight(ours), without_weight(runcs));
+    ensure!(
+        ours == runcs,
+        "limits differ.\nVM pod:\n{}\n{}\nrunc pod:\n{}\n{}",
+        ours[0],
+        ours[1],
+        runcs[0],
+        runcs[1]
+    );
+    ensure!(ours[0].contains("cpu.max 20000 50000") && ours[1].contains("cpu.max 70000 100000"));
+    Ok(())
+}
+
+fn beyond_the_machine(cri: &Cri) -> Result<()> {
+    let pod = PodBuilder::new(cri, Handler::Podvisor, "beyond").run()?;
+    let container = pod.container("idle").memory_mib(64).millicpus(500);
+    let container = container
+        .with_resources(|all| all.cpuset_cpus = "0".into())
+        .start()?;
+    let confined = fs::read_to_string(pod.server_cgroup()?.join("cpuset.cpus"))?;
+    ensure!(
+        confined.trim() == "0",
+        "the machine is on CPUs {confined:?}"
+    );
+    let create = pod.container("huge").memory_mib(2048).start().err();
+    let memory = LinuxContainerResources {
+        memory_limit_in_bytes: 2 << 30,
+        ..LinuxContainerResources::default()
+    };
+    let cpu = LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 150_000,
+        ..LinuxContainerResources::default()
+    };
+    for (error, parts) in [
+        (create, ["limits.memory", "2048 MiB", "VM"]),
+        (
+            container.update(memory).err(),
+            ["limits.memory", "2048 MiB", "VM"],
+        ),
+        (
+            container.update(cpu).err(),
+            ["limits.cpu", "1500m", "1 CPU"],
+        ),
+    ] {
+        let error = format!(
+            "{:#}",
+            error.with_context(|| format!("a limit beyond the machine was taken: {parts:?}"))?
+        );
+        for part in parts {
+            ensure!(
+                error.contains(part),
+                "{part:?} is not in the error: {error}"
+            );
+        }
+    }
+    let limit = container.shell("cat /sys/fs/cgroup/memory.max")?;
+    ensure!(limit == (64 << 20).to_string(), "the limit became {limit}");
+    Ok(())
+}
+
+fn memory_shortage(cri: &Cri) -> Result<()> {
+    let pod = PodBuilder::new(cri, Handler::Podvisor, "shortage").run()?;
+    let steady = pod.container("steady").memory_mib(48).start()?;
+    let killed = steady.exec(&["sh", "-c", GREEDY])?;
+    ensure!(killed.code == 137, "the greedy exec: {killed:?}");
+    ensure!(
+        steady.shell("echo alive")? == "alive",
+        "the exec's container died"
+    );
+
+    // Without a limit of its own a container has the machine's memory, and no more.
+    let unlimited = pod.container("unlimited");
+    let unlimited = unlimited
+        .with_resources(|all| all.oom_score_adj = 1000)
+        .script(GREEDY)
+        .start()?;
+    let status = unlimited.wait(GREEDY_LIMIT)?;
+    ensure!(status.exit_code == 137, "exit code {}", status.exit_code);
+    wait::until("OOMKilled", Duration::from_secs(10), || {
+        Ok((unlimited.status()?.reason == "OOMKilled").then_some(()))
+    })?;
+    ensure!(steady.shell("echo alive")? == "alive", "the neighbour died");
+    ensure!(
+        steady.status()?.finished_at == 0,
+        "the neighbour is said to have ended"
+    );
+    Ok(())
+}
