@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use podvisor_proto::cri::v1::{
-    ContainerStats, ContainerStatsFilter, LinuxPodSandboxStats, ListContainerStatsRequest,
-    ListPodSandboxStatsRequest,
+    ContainerStats, ContainerStatsFilter, CpuUsage, LinuxPodSandboxStats,
+    ListContainerStatsRequest, ListPodSandboxStatsRequest,
 };
 use podvisor_tests::{Container, Cri, Handler, Pod, PodBuilder, wait};
 
@@ -187,27 +187,34 @@ fn listed(cri: &Cri, pod: &Pod<'_>) -> Result<Vec<ContainerStats>> {
     Ok(answer.stats)
 }
 
+/// What a container of a list uses of CPUs, and how long the list is.
+fn of_container(list: Vec<ContainerStats>, id: &str) -> Result<(CpuUsage, usize)> {
+    let count = list.len();
+    let found = list.into_iter().find(|stats| {
+        let attributes = stats.attributes.as_ref();
+        attributes.is_some_and(|attributes| attributes.id == id)
+    });
+    let cpu = found.and_then(|stats| stats.cpu);
+    Ok((cpu.context("the container is not listed")?, count))
+}
+
 /// The same figures from every place that has them.
 fn lists(cri: &Cri, pod: &Pod<'_>, container: &Container<'_, '_>) -> Result<()> {
     // containerd tells what is used at present from the second look on.
-    listed(cri, pod)?;
+    let (first, _) = of_container(listed(cri, pod)?, &container.id)?;
     std::thread::sleep(Duration::from_secs(5));
-    let containers = listed(cri, pod)?;
-    ensure!(containers.len() == 2, "{} containers", containers.len());
-    let ours = containers.into_iter().find(|stats| {
-        let attributes = stats.attributes.as_ref();
-        attributes.is_some_and(|attributes| attributes.id == container.id)
-    });
-    let cpu = ours
-        .and_then(|stats| stats.cpu)
-        .context("no CPU statistics")?;
-    let cores = cpu
+    let (second, containers) = of_container(listed(cri, pod)?, &container.id)?;
+    ensure!(containers == 2, "{containers} containers");
+    let used = |cpu: &CpuUsage| cpu.usage_core_nano_seconds.map_or(0, |used| used.value);
+    let elapsed = u64::try_from(second.timestamp - first.timestamp)?;
+    let expected = (used(&second) - used(&first)) * 1_000 / (elapsed / 1_000_000).max(1);
+    let cores = second
         .usage_nano_cores
         .context("no usage in nano cores")?
         .value;
     ensure!(
-        is_about(cores, 500_000_000),
-        "half a CPU is {cores} nano cores"
+        is_about(cores, expected),
+        "{cores} nano cores, not about {expected}"
     );
     let listed = cri.call("ListPodSandboxStats", |mut c| async move {
         c.list_pod_sandbox_stats(ListPodSandboxStatsRequest::default())
