@@ -21,6 +21,7 @@ pub fn cases() -> Vec<Case> {
 const RECEIVED: u64 = 8 << 20;
 const SENT: u64 = 4 << 20;
 const WRITTEN: u64 = 8 << 20;
+const MILLICPUS: i64 = 200;
 const HELD: u64 = 48 << 20;
 /// What a container's shell and kernel memory take beside, about.
 const SHELL: u64 = 2 << 20;
@@ -32,8 +33,8 @@ fn statistics(cri: &Cri) -> Result<()> {
         .memory_mib(192)
         .run()?;
     let sink = pod.container("sink").memory_mib(64).start()?;
-    let load = pod.container("load").memory_mib(128).millicpus(500);
-    // A quota of one half makes the load known: whatever the node does, it is used up.
+    let load = pod.container("load").memory_mib(128).millicpus(MILLICPUS);
+    // A small quota makes the load known: even on a busy node it is used up.
     let load = load
         .script(&format!(
             "head -c {HELD} /dev/zero > /dev/shm/held; while true; do :; done"
@@ -131,10 +132,12 @@ fn memory_and_cpu(pod: &Pod<'_>, container: &Container<'_, '_>) -> Result<()> {
         inside_before <= first && first < second && second <= inside_after,
         "CPU time {first}..{second} ns, {inside_before}..{inside_after} ns inside"
     );
-    let share = (second - first) as f64 / (second_at - first_at) as f64;
+    let elapsed = u64::try_from(second_at - first_at)?;
+    let millicpus = (second - first) * 1000 / elapsed.max(1);
+    let expected = u64::try_from(MILLICPUS)?;
     ensure!(
-        (0.45..=0.55).contains(&share),
-        "a load of half a CPU is {share:.3}"
+        is_about(millicpus, expected),
+        "a load of {expected} thousandths of a CPU is {millicpus}"
     );
     // The pod's is the machine's: what the host spends on the guest counts as well.
     let (of_pod, of_container) = (pod_second - pod_first, second - first);
