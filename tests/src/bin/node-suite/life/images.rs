@@ -6,14 +6,15 @@ use podvisor_tests::registry::{Form, Layout};
 use podvisor_tests::{Container, ContainerBuilder, Cri, Handler, PodBuilder};
 use serde_json::{Value, json};
 
-use crate::case::{Case, beside_runc, gate};
+use crate::case::{Case, beside_runc, long};
 
 const MERGED_IMAGE: &str = "registry.example/suite/merged:1";
 
 pub fn cases() -> Vec<Case> {
     vec![
         beside_runc("what_images_say_is_merged_with_the_pods_word", merged),
-        gate("images_of_any_name_are_pulled_and_removed", any_name),
+        // containerd and the registry alone serve it, and in a full run it is not steady yet.
+        long("images_of_any_name_are_pulled_and_removed", any_name),
     ]
 }
 
