@@ -42,13 +42,16 @@ impl Shim {
     /// # Errors
     /// When the bundle names no address or nobody listens there.
     pub fn connect(pod: &Pod<'_>) -> Result<Self> {
+        Self::of_bundle(&pod.bundle())
+    }
+
+    /// Connects to the shim that was started in a bundle.
+    ///
+    /// # Errors
+    /// When the bundle names no address or nobody listens there.
+    pub fn of_bundle(bundle: &Path) -> Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let file = pod.bundle().join("address");
-        let address = fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
-        let path = address
-            .strip_prefix("unix://")
-            .context("not a unix address")?
-            .to_owned();
+        let path = socket(bundle)?;
         let client = runtime.block_on(async {
             UnixStream::connect(&path)
                 .await
@@ -62,12 +65,7 @@ impl Shim {
     /// # Errors
     /// When the bundle does not tell.
     pub fn socket(pod: &Pod<'_>) -> Result<PathBuf> {
-        let file = pod.bundle().join("address");
-        let address = fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
-        Ok(address
-            .strip_prefix("unix://")
-            .context("not a unix address")?
-            .into())
+        socket(&pod.bundle())
     }
 
     fn call<T>(&self, what: &str, call: impl Future<Output = Result<T, Status>>) -> Result<T> {
@@ -275,6 +273,14 @@ impl Drop for Execution<'_> {
             eprintln!("{} is not removed: {error}", self.folder.display());
         }
     }
+}
+
+/// Where the shim that was started in `bundle` listens.
+fn socket(bundle: &Path) -> Result<PathBuf> {
+    let file = bundle.join("address");
+    let address = fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
+    let path = address.strip_prefix("unix://");
+    Ok(path.context("not a unix address")?.into())
 }
 
 /// Opens a FIFO for reading at once, and reads it to its end on a thread.

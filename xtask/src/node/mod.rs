@@ -14,6 +14,7 @@ mod session;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -78,6 +79,9 @@ pub struct NodeOptions {
     /// Runs beside other nodes: its output comes in whole lines that begin with the containerd version, and it has no input.
     #[arg(skip)]
     pub is_one_of_several: bool,
+    /// A command that takes longer than this hangs; the node is then ended.
+    #[arg(skip)]
+    pub limit: Option<Duration>,
 }
 
 impl NodeOptions {
@@ -93,6 +97,7 @@ impl NodeOptions {
             release: Some(release),
             bare: false,
             is_one_of_several: false,
+            limit: None,
         }
     }
 }
@@ -195,7 +200,7 @@ fn run_script(options: &NodeOptions, command: &str) -> Result<u8> {
         memory_mib: options.memory,
         ports: &[],
     };
-    session::run(machine, label)
+    session::run(machine, label, options.limit)
 }
 
 /// This terminal without line editing, echo and signals, which the node's own terminal does; restored when dropped.

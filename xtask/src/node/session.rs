@@ -49,11 +49,15 @@ impl MachineEnds {
 }
 
 /// Starts the machine, passes our streams to its command and returns the command's exit code. With a label, every line of its
-/// output has that before it, and there is no input.
+/// output has that before it, and there is no input. With a limit, the command has this long.
 ///
 /// # Errors
-/// The emulator does not start, or the node ends without having run the command: its console is then on stderr.
-pub fn run(machine: Machine<'_>, label: Option<&'static str>) -> Result<u8> {
+/// The emulator does not start, or the node ends without having run the command, or not in time: its console is then on stderr.
+pub fn run(
+    machine: Machine<'_>,
+    label: Option<&'static str>,
+    limit: Option<Duration>,
+) -> Result<u8> {
     let step = Step::start(match label {
         Some(label) => format!("node {label} starts"),
         None => "node starts".to_owned(),
@@ -70,7 +74,7 @@ pub fn run(machine: Machine<'_>, label: Option<&'static str>) -> Result<u8> {
         .spawn()
         .context("cannot run qemu-system-x86_64")?;
     drop(ends);
-    let code = converse(ports, step, label);
+    let code = converse(ports, step, label, limit);
     if !matches!(code, Ok(Some(_))) {
         // Without an answer there is nothing to wait for; a dead emulator is killed in vain.
         let _ = emulator.kill();
@@ -106,8 +110,13 @@ fn open_ports() -> Result<(Ports, MachineEnds)> {
     Ok((ports, MachineEnds(ends)))
 }
 
-/// Follows the node from its start to the command's end; `None` when the node goes away before.
-fn converse(ports: Ports, step: Step, label: Option<&'static str>) -> Result<Option<u8>> {
+/// Follows the node from its start to the command's end; `None` when the node goes away before, or takes too long.
+fn converse(
+    ports: Ports,
+    step: Step,
+    label: Option<&'static str>,
+    limit: Option<Duration>,
+) -> Result<Option<u8>> {
     let mut control = ports.control.try_clone()?;
     control.set_read_timeout(Some(START_LIMIT))?;
     let mut lines = BufReader::new(ports.control).lines();
@@ -118,7 +127,7 @@ fn converse(ports: Ports, step: Step, label: Option<&'static str>) -> Result<Opt
             _ => return Ok(None),
         }
     }
-    control.set_read_timeout(None)?;
+    control.set_read_timeout(limit)?;
     // The emulator drops what it has not read of a socket that is closed both ways: ours stays open after our stdin's end.
     let stdin = ports.stdin.try_clone()?;
     let outputs = match label {

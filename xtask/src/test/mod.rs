@@ -6,6 +6,7 @@ mod long;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
@@ -15,6 +16,9 @@ use crate::node::{self, Containerd, NodeOptions, Share};
 use crate::process;
 use crate::progress::Step;
 use crate::{dist, packages, workspace};
+
+/// No suite takes this long: a node that is not done by then hangs, and its console tells more than waiting would.
+const SUITE_LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// `cargo xtask test …`; everything but the long tests without a word more.
 #[derive(Args)]
@@ -176,6 +180,7 @@ impl Nodes {
     fn run_suite(&self, containerd: Containerd, arguments: &[String]) -> Result<u8> {
         let mut options = NodeOptions::new(containerd, self.release.clone());
         options.is_one_of_several = self.versions.len() > 1;
+        options.limit = Some(SUITE_LIMIT);
         options.variables.clone_from(&self.variables);
         // A release has no bzImage, yet machines boot those, too.
         let bzimage = self.kernel.join("bzImage").display().to_string();

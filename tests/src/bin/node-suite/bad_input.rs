@@ -45,23 +45,21 @@ fn shim(bundle: &Path, words: &[&str]) -> Result<Output> {
         .context("run the shim")
 }
 
+/// A bundle without a spec may be that of a sandbox, which containerd describes later; a container
+/// in one is refused, and the server goes with `delete`.
 fn without_config() -> Result<()> {
     let bundle = tempfile::tempdir()?;
     let output = shim(bundle.path(), &["start"])?;
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(
-        !output.status.success() && output.stdout.is_empty(),
-        "{output:?}"
-    );
-    ensure!(
-        error.contains("config.json"),
-        "config.json is not in the error: {error}"
-    );
+    ensure!(output.status.success(), "{output:?}");
+    let created = Shim::of_bundle(bundle.path())
+        .and_then(|shim| shim.create("lonely", bundle.path(), Vec::new()));
     let path = bundle.path().display().to_string();
     let output = shim(bundle.path(), &["-bundle", &path, "delete"])?;
+    ensure!(output.status.success(), "delete: {output:?}");
+    let error = created.err().context("a container without a spec")?;
     ensure!(
-        output.status.success(),
-        "delete after a failed start: {output:?}"
+        format!("{error:#}").contains("config.json"),
+        "config.json is not in the error: {error:#}"
     );
     Ok(())
 }

@@ -18,6 +18,16 @@ pub enum Tier {
     Long,
 }
 
+impl Tier {
+    /// A case that takes longer than this will never end.
+    pub const fn limit(self) -> Duration {
+        match self {
+            Self::Gate => Duration::from_secs(10 * 60),
+            Self::Long => Duration::from_secs(60 * 60),
+        }
+    }
+}
+
 /// One named test.
 pub struct Case {
     pub name: &'static str,

@@ -29,8 +29,10 @@ mod security;
 mod statistics;
 mod streams;
 mod vm;
+mod watch;
 
 use case::{Case, Tier};
+use watch::Watch;
 
 fn cases() -> Vec<Case> {
     [
@@ -80,7 +82,8 @@ fn main() -> ExitCode {
 }
 
 fn trial(name: String, case: Case) -> Trial {
-    Trial::test(name, move || {
+    Trial::test(name.clone(), move || {
+        let _watch = Watch::start(&name, case.tier.limit());
         case.run()
             .map_err(|error| Failed::from(format!("{error:#}")))
     })
