@@ -22,6 +22,11 @@ impl Containerd {
     /// Every version, oldest first.
     pub const ALL: [Self; 2] = [Self::V1_7, Self::V2_1];
 
+    /// Its place in [`Self::ALL`].
+    pub fn number(self) -> usize {
+        self as usize
+    }
+
     /// Major and minor number.
     pub fn version(self) -> &'static str {
         match self {

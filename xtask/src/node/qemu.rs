@@ -92,7 +92,7 @@ impl Machine<'_> {
         }
         // String moves byte by byte are how these two features are emulated: copying memory would look twice too dear.
         command
-            .args(["-accel", "tcg,thread=single", "-smp", "1"])
+            .args(["-accel", "tcg", "-smp", "1"])
             .args(["-cpu", "max,-erms,-fsrm"]);
         if self.clock == Clock::Instructions {
             command.args(["-icount", "shift=0,sleep=on"]);

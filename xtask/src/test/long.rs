@@ -1,5 +1,6 @@
-//! The tests that take too long for every change. Each runs in a node of its own, and what passed is remembered with the
-//! commit it passed with, so that an interrupted run goes on where it was.
+//! The tests that take too long for every change, and those that ran under another containerd version only. Each of the former
+//! runs in a node of its own, the latter in one. What passed is remembered with the commit it passed with, so that an
+//! interrupted run goes on where it was.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,9 @@ use anyhow::{Result, bail};
 use super::{NodeArgs, Nodes};
 use crate::node::Containerd;
 use crate::{process, workspace};
+
+/// Stands for all tests that a change is tested with under another containerd version only.
+const OTHER_VERSIONS_SHARE: &str = "other_versions_share";
 
 /// Runs every long test that has not passed with this commit.
 ///
@@ -33,7 +37,11 @@ pub fn run(args: &NodeArgs) -> Result<()> {
                 );
                 continue;
             }
-            let arguments = ["--long", "--exact", name].map(str::to_owned);
+            let arguments = if name == OTHER_VERSIONS_SHARE {
+                vec!["--rest".to_owned(), containerd.number().to_string()]
+            } else {
+                ["--long", "--exact", name].map(str::to_owned).to_vec()
+            };
             if nodes.run_suite(containerd, &arguments)? == 0 {
                 record.pass(&commit)?;
             } else {
@@ -57,6 +65,7 @@ fn names(suite: &Path, filter: Option<&str>) -> Result<Vec<String>> {
     Ok(listed
         .lines()
         .filter_map(|line| line.strip_suffix(": test"))
+        .chain([OTHER_VERSIONS_SHARE])
         .filter(|name| filter.is_none_or(|filter| name.contains(filter)))
         .map(str::to_owned)
         .collect())

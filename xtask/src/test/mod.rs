@@ -106,12 +106,17 @@ fn unit() -> Result<()> {
     cargo_step("unit tests", &["test", "--quiet", "--workspace"])
 }
 
-/// Runs the node suite in a node of each version; the suite's own output is ours.
+/// Runs the node suite in a node of each version; the suite's own output is ours. Whoever names neither test nor version
+/// has the versions share what is the same under all of them.
 fn node_suite(args: &NodeArgs) -> Result<()> {
     let nodes = Nodes::build(args)?;
-    let filter: Vec<String> = args.filter.iter().cloned().collect();
+    let shares = args.filter.is_none() && args.containerd.is_none();
     nodes.in_each(|containerd| {
-        if nodes.run_suite(containerd, &filter)? != 0 {
+        let mut arguments: Vec<String> = args.filter.iter().cloned().collect();
+        if shares {
+            arguments.extend(["--share".to_owned(), containerd.number().to_string()]);
+        }
+        if nodes.run_suite(containerd, &arguments)? != 0 {
             bail!(
                 "the node suite failed under containerd {}",
                 containerd.version()

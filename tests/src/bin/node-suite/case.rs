@@ -12,8 +12,10 @@ const SETTLE: Duration = Duration::from_secs(20);
 /// When a case runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
-    /// For every change.
+    /// For every change, under every containerd version.
     Gate,
+    /// For every change, under one of the versions: what it is about is the same under all.
+    Shared,
     /// In `cargo xtask test long`.
     Long,
 }
@@ -22,7 +24,7 @@ impl Tier {
     /// A case that takes longer than this will never end.
     pub const fn limit(self) -> Duration {
         match self {
-            Self::Gate => Duration::from_secs(10 * 60),
+            Self::Gate | Self::Shared => Duration::from_secs(10 * 60),
             Self::Long => Duration::from_secs(60 * 60),
         }
     }
@@ -43,6 +45,15 @@ impl Case {
             tier,
             run: Box::new(run),
         }
+    }
+
+    /// The same case, run under one containerd version instead of all, unless it is a long one.
+    pub fn shared(self) -> Self {
+        let tier = match self.tier {
+            Tier::Gate => Tier::Shared,
+            other => other,
+        };
+        Self { tier, ..self }
     }
 
     /// The same case with the VM pods of another handler.

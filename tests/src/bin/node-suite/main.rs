@@ -1,5 +1,4 @@
-//! The tests that run inside a node: `node-suite [FILTER]`, or `node-suite --long [FILTER]` for
-//! those too long for every change.
+//! The tests that run inside a node: `node-suite [SELECTION] [FILTER]` (`selection`).
 //!
 //! Each case counts, before and after, what a pod could leave on the node and fails when the
 //! counts differ. Cases run one after another: the counts are the node's.
@@ -26,16 +25,18 @@ mod refusals;
 mod resources;
 mod sandboxer;
 mod security;
+mod selection;
 mod statistics;
 mod streams;
 mod vm;
 mod watch;
 
-use case::{Case, Tier};
+use case::Case;
+use selection::Selection;
 use watch::Watch;
 
 fn cases() -> Vec<Case> {
-    [
+    let containerds = [
         pods::cases(),
         streams::cases(),
         attach::cases(),
@@ -43,6 +44,10 @@ fn cases() -> Vec<Case> {
         ports::cases(),
         life::cases(),
         lifecycle::cases(),
+        bad_input::cases(),
+        failures::cases(),
+    ];
+    let guests = [
         network::cases(),
         connections::cases(),
         pod_networks::cases(),
@@ -50,32 +55,31 @@ fn cases() -> Vec<Case> {
         statistics::cases(),
         refusals::cases(),
         security::cases(),
-        bad_input::cases(),
-        failures::cases(),
         vm::cases(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    ];
+    let guests = guests.into_iter().flatten().map(Case::shared);
+    containerds.into_iter().flatten().chain(guests).collect()
 }
 
 fn main() -> ExitCode {
     if let Some(port) = connections::port_to_hold() {
         return connections::hold(port);
     }
-    let (long, words): (Vec<_>, Vec<_>) = std::env::args().partition(|word| word == "--long");
-    let tier = if long.is_empty() {
-        Tier::Gate
-    } else {
-        Tier::Long
+    let (selection, words) = match Selection::of_arguments(std::env::args()) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            eprintln!("node-suite: {error:#}");
+            return ExitCode::FAILURE;
+        }
     };
     let mut arguments = Arguments::from_iter(words);
     arguments.test_threads = Some(1);
-    let trials = cases()
+    let all = cases()
         .into_iter()
         .map(|case| (case.name.to_owned(), case))
-        .chain(sandboxer::again(cases()))
-        .filter(|(_, case)| case.tier == tier)
+        .chain(sandboxer::again(cases()));
+    let trials = selection
+        .choose(all)
         .map(|(name, case)| trial(name, case))
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
