@@ -3,7 +3,7 @@
 
 use std::io;
 
-use rustix::fs::Mode;
+use rustix::fs::{FileType, Mode};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -105,6 +105,7 @@ pub fn become_root() -> Result<(), StageError> {
 ///
 /// [`StageError`] with the setting.
 pub fn apply(process: &Process, filter: Option<&super::seccomp::Filter>) -> Result<(), StageError> {
+    own_pipes(process.user.uid);
     let umask = process.user.umask.unwrap_or(DEFAULT_UMASK) & 0o777;
     rustix::process::umask(Mode::from_raw_mode(umask));
     for limit in &process.rlimits {
@@ -127,6 +128,24 @@ pub fn apply(process: &Process, filter: Option<&super::seccomp::Filter>) -> Resu
     match filter {
         Some(filter) if process.no_new_privileges => filter.install(),
         _ => Ok(()),
+    }
+}
+
+/// Gives the standard streams that are pipes to the user, who may then open them again by name
+/// (`/dev/stdout`). Where that fails, as in a user namespace without the pipes' owner, they still
+/// work as they are.
+fn own_pipes(uid: u32) {
+    let owner = Some(rustix::fs::Uid::from_raw(uid));
+    for stream in [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ] {
+        let is_pipe = rustix::fs::fstat(stream)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+        if is_pipe {
+            let _ = rustix::fs::fchown(stream, owner, None);
+        }
     }
 }
 

@@ -36,7 +36,7 @@ pub use pod_files::PodFilesError;
 pub use rootfs::{MountError, unmount_all};
 pub use route_socket::RouteError;
 pub use scan::ScanError;
-pub use setup::{SetupError, be_small, private_mounts, set_oom_score, trim_heap};
+pub use setup::{SetupError, be_small, host_name, private_mounts, set_oom_score, trim_heap};
 
 /// Work that a pod needs of its host.
 pub trait HostOps: Send + Sync + 'static {

@@ -34,6 +34,13 @@ pub fn private_mounts() -> Result<(), SetupError> {
     mount(None::<&str>, "/", None::<&str>, slave, None::<&str>).map_err(SetupError::Propagation)
 }
 
+/// The host's name, which a pod has that is given none.
+pub fn host_name() -> String {
+    // Without one the guest keeps its own, as a container of the host would.
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
 /// Sets how likely the host's OOM killer takes this process, -1000 to 1000.
 ///
 /// # Errors

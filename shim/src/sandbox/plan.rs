@@ -10,7 +10,7 @@ use crate::annotations::Annotations;
 use crate::config::Config;
 use crate::guest::MachinePlan;
 use crate::guest::boot::BootPlan;
-use crate::host::cgroup;
+use crate::host::{cgroup, host_name};
 use crate::pod::network::PodNetwork;
 use crate::pod::sizing::Size;
 use crate::pod::{Bundle, cgroup_path, guest_spec};
@@ -50,9 +50,11 @@ pub(super) fn boot_plan(
         .linux()
         .as_ref()
         .and_then(|linux| linux.sysctl().clone());
+    let hostname = bundle.spec.hostname().clone();
+    let hostname = hostname.filter(|name| !name.is_empty());
     let sandbox = ConfigureSandboxRequest {
         sandbox_id: id.to_owned(),
-        hostname: bundle.spec.hostname().clone().unwrap_or_default(),
+        hostname: hostname.unwrap_or_else(host_name),
         domainname: bundle.spec.domainname().clone().unwrap_or_default(),
         sysctls: sysctls.unwrap_or_default().into_iter().collect(),
         shm_size_bytes: guest_spec::shared_memory_size(&bundle.spec).unwrap_or_default(),

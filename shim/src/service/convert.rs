@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use nix::unistd::gethostname;
 use podvisor_proto::containerd::pod_config::PodSandboxConfig;
 use podvisor_proto::containerd::sandbox::CreateSandboxRequest;
 use podvisor_proto::containerd::task::{
@@ -13,7 +12,7 @@ use podvisor_proto::containerd::types::Mount;
 use prost::{Message, Name};
 
 use crate::config;
-use crate::host::HostMount;
+use crate::host::{HostMount, host_name};
 use crate::io::Stdio;
 use crate::pod::files::PodFiles;
 use crate::pod::sandbox_spec::sandbox_spec;
@@ -72,10 +71,8 @@ pub(super) fn create_sandbox(
     }
     let mut config = PodSandboxConfig::decode(options.value.as_slice())
         .map_err(|error| TaskError::Invalid(format!("the pod's configuration: {error}")))?;
-    if config.hostname.is_empty()
-        && let Ok(name) = gethostname()
-    {
-        config.hostname = name.to_string_lossy().into_owned();
+    if config.hostname.is_empty() {
+        config.hostname = host_name();
     }
     let bundle = PathBuf::from(request.bundle_path);
     let pod = PodRequest {

@@ -67,6 +67,8 @@ const PACKAGES: &[&str] = &[
     "runc",
     "socat",
     "strace",
+    // With it the CRI validation suite loads AppArmor profiles.
+    "sudo",
 ];
 
 /// Modules that the initial image loads: what it takes to mount the root and the shared folder. The node's init.sh loads the others.

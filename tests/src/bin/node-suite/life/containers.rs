@@ -74,6 +74,9 @@ fn states(cri: &Cri, handler: Handler) -> Result<()> {
     subject.start()?;
     ensure_state(&subject, ContainerState::ContainerRunning)?;
     ensure!(subject.start().is_err(), "a container started twice");
+    let node = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
+    let hostname = subject.shell("hostname")?;
+    ensure!(hostname == node.trim_end(), "{hostname:?} without a name");
     filters(cri, &pod, &subject)?;
     let taken = pod.container("subject").attempt(2).create();
     ensure!(taken.is_err(), "two containers have one name and attempt");

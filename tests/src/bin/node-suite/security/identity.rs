@@ -8,8 +8,8 @@ use super::compare::{Change, same};
 use crate::case::{Case, gate};
 
 /// What /proc tells of a process's privileges.
-const STATUS: &str =
-    "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp:)' /proc/self/status; echo $HOME";
+const STATUS: &str = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp:)' /proc/self/status; echo $HOME; \
+     echo opened again > /dev/stdout";
 
 pub fn cases() -> Vec<Case> {
     vec![
