@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
 use std::time::Duration;
 
 use rustix::fs::{OFlags, syncfs};
@@ -39,11 +39,23 @@ impl CachePolicy {
     }
 }
 
+/// What a guest may change in an export; anything else fails with `EROFS`. In order of how much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Writes {
+    /// Nothing.
+    Nothing,
+    /// What lies on mounts below that of the export's root, as in a bind mount that is read-only,
+    /// but not recursively so.
+    OtherMounts,
+    /// Everything.
+    Everything,
+}
+
 /// What a guest may do with an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExportOptions {
-    /// Every modification fails with `EROFS`.
-    pub read_only: bool,
+    /// What it may change.
+    pub writes: Writes,
     /// What the guest may keep.
     pub cache: CachePolicy,
 }
@@ -54,8 +66,9 @@ pub(super) struct Export {
     pub id: u64,
     /// Its name in the tree's root.
     pub name: String,
-    /// What the guest may do.
-    pub options: ExportOptions,
+    /// What the guest may keep.
+    pub cache: CachePolicy,
+    writes: RwLock<Writes>,
     root: OwnedFd,
     root_identity: Identity,
     root_kind: u32,
@@ -87,7 +100,8 @@ impl Export {
         let export = Self {
             id,
             name: name.to_owned(),
-            options,
+            cache: options.cache,
+            writes: RwLock::new(options.writes),
             root,
             root_identity: stat.identity(),
             root_kind: stat.kind(),
@@ -128,12 +142,29 @@ impl Export {
         self.removed.store(true, Ordering::Release);
     }
 
-    /// Fails with `EROFS` when the guest may not change anything here.
-    pub fn check_writable(&self) -> io::Result<()> {
-        if self.options.read_only {
-            return Err(io::Error::from_raw_os_error(libc::EROFS));
+    /// Fails with `EROFS` when the guest may not change a file here.
+    pub fn check_writable(&self, file: &Identity) -> io::Result<()> {
+        let allowed = match self.writes() {
+            Writes::Everything => true,
+            Writes::OtherMounts => file.mount != self.root_identity.mount,
+            Writes::Nothing => false,
+        };
+        if allowed {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(libc::EROFS))
         }
-        Ok(())
+    }
+
+    /// What the guest may change.
+    pub fn writes(&self) -> Writes {
+        *self.writes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the guest change at least this much.
+    pub fn allow_writes(&self, writes: Writes) {
+        let mut allowed = self.writes.write().unwrap_or_else(PoisonError::into_inner);
+        *allowed = writes.max(*allowed);
     }
 
     /// Writes back what the root's file system has pending.
@@ -193,4 +224,28 @@ impl Export {
 /// Whether files of this type can be opened for reading without other effects.
 fn has_plain_opening(kind: u32) -> bool {
     matches!(kind, libc::S_IFREG | libc::S_IFDIR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_roots_mount_alone_can_be_read_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = ExportOptions {
+            writes: Writes::OtherMounts,
+            cache: CachePolicy::Always,
+        };
+        let root = File::open(folder.path()).unwrap().into();
+        let (export, _gone) = Export::new(1, "volume", root, options, Arc::default()).unwrap();
+        let own = export.root_identity;
+        let below = Identity {
+            mount: own.mount + 1,
+            ..own
+        };
+        let refused = export.check_writable(&own).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+        assert!(export.check_writable(&below).is_ok());
+    }
 }

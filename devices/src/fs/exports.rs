@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::export::{Export, ExportOptions};
+use super::export::{Export, ExportOptions, Writes};
 use super::handles::{HandleTable, OpenDirectory, OpenFile};
 use super::inodes::InodeTable;
 use super::limits::OpenFileBudget;
@@ -213,6 +213,18 @@ impl Exports {
     /// whose end the rest is released.
     pub fn remove(&self, name: &str) -> Result<(), ExportError> {
         self.tree.remove(name)
+    }
+
+    /// Lets the guest change at least this much of an export: one that a second container uses
+    /// as well, and may write to, stays one export, with one cache and one set of locks.
+    ///
+    /// # Errors
+    /// [`ExportError::Missing`].
+    pub fn allow_writes(&self, name: &str, writes: Writes) -> Result<(), ExportError> {
+        let export = self.tree.export(name.as_bytes());
+        let export = export.ok_or_else(|| ExportError::Missing(name.to_owned()))?;
+        export.allow_writes(writes);
+        Ok(())
     }
 
     /// The names in the order they were added.

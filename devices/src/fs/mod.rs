@@ -28,7 +28,7 @@ mod sys;
 mod tests;
 
 pub use device::{FsConfig, FsError, FsTag, VirtioFs};
-pub use export::{CachePolicy, ExportOptions};
+pub use export::{CachePolicy, ExportOptions, Writes};
 pub use exports::{ExportError, Exports};
 pub use limits::raise_open_files_limit;
 pub use pool::ThreadStart;

@@ -32,10 +32,7 @@ impl Tree {
             Some(opened) => FileStat::of(&opened.file)?,
             None => inode.stat()?,
         };
-        Ok((
-            stat.attributes(inode.volume),
-            inode.export.options.cache.timeout(),
-        ))
+        Ok((stat.attributes(inode.volume), inode.export.cache.timeout()))
     }
 
     /// FUSE_SETATTR. The owner first: changing it takes off set-user-ID, which a mode given at
@@ -76,10 +73,7 @@ impl Tree {
             )?;
         }
         let stat = FileStat::of(fd)?;
-        Ok((
-            stat.attributes(inode.volume),
-            inode.export.options.cache.timeout(),
-        ))
+        Ok((stat.attributes(inode.volume), inode.export.cache.timeout()))
     }
 
     fn truncate(&self, inode: &Inode, handle: Option<u64>, size: u64) -> io::Result<()> {

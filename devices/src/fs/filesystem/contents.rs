@@ -16,7 +16,7 @@ use rustix::fs::{
 };
 
 use super::super::credentials::{as_caller, without_fsetid};
-use super::super::export::{CachePolicy, Export};
+use super::super::export::{CachePolicy, Export, Writes};
 use super::super::exports::Tree;
 use super::super::handles::OpenFile;
 use super::super::inode::Inode;
@@ -58,7 +58,7 @@ impl Tree {
     ) -> io::Result<(u64, OpenOptions)> {
         let flags = host_flags(flags)?;
         if writes(flags) {
-            inode.export.check_writable()?;
+            inode.export.check_writable(&inode.identity)?;
         }
         if inode.kind == libc::S_IFDIR {
             return Err(errno(libc::EISDIR));
@@ -75,7 +75,7 @@ impl Tree {
             file,
             export: Arc::clone(export),
         })?;
-        Ok((handle, open_options(export.options.cache)))
+        Ok((handle, open_options(export.cache)))
     }
 
     /// FUSE_CREATE: makes and opens a file. One that is there already is opened as by FUSE_OPEN,
@@ -204,7 +204,7 @@ impl Tree {
     /// FUSE_SYNCFS: writes back what the file systems of all exports have pending.
     pub(in super::super) fn sync_exports(&self) -> io::Result<()> {
         for export in self.exports_after(0) {
-            if !export.options.read_only {
+            if export.writes() != Writes::Nothing {
                 export.sync(&self.proc_fd)?;
             }
         }

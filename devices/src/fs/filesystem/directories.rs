@@ -47,7 +47,7 @@ impl Tree {
             directory,
             position: Some(0),
         });
-        let options = match inode.export.options.cache {
+        let options = match inode.export.cache {
             CachePolicy::Always => OpenOptions::CACHE_DIR | OpenOptions::KEEP_CACHE,
             CachePolicy::Bounded(_) => OpenOptions::empty(),
         };

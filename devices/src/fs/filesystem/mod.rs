@@ -55,7 +55,7 @@ const WANTED: FsOptions = FsOptions::from_bits_truncate(
 impl Tree {
     /// The answer that names `inode`, whose lookup has been counted.
     fn entry(&self, inode: &Inode, stat: &FileStat) -> Entry {
-        let timeout = inode.export.options.cache.timeout();
+        let timeout = inode.export.cache.timeout();
         Entry {
             inode: inode.id,
             generation: 0,
@@ -74,7 +74,7 @@ impl Tree {
     /// The file a request is about, in an export the guest may change.
     fn writable_inode(&self, id: u64) -> io::Result<Arc<Inode>> {
         let inode = self.inodes.get(id)?;
-        inode.export.check_writable()?;
+        inode.export.check_writable(&inode.identity)?;
         Ok(inode)
     }
 

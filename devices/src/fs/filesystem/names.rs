@@ -35,7 +35,7 @@ impl Tree {
         let directory = self.inodes.get(parent)?;
         match self.look_up_child(&directory, name) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                let entry_timeout = directory.export.options.cache.timeout();
+                let entry_timeout = directory.export.cache.timeout();
                 Ok(Entry {
                     entry_timeout,
                     ..Entry::default()

@@ -42,7 +42,7 @@ impl Mount {
         let exports = Exports::with_budget(budget).unwrap();
         let source = OwnedFd::from(File::open(host.path()).unwrap());
         let options = ExportOptions {
-            read_only: false,
+            writes: Writes::Everything,
             cache,
         };
         exports.add("data", source, options).unwrap();
@@ -385,7 +385,7 @@ fn a_removed_file_is_used_to_its_end_and_an_export_comes_back() {
     assert!(fs::metadata(mount.guest("")).is_err());
     let source = OwnedFd::from(File::open(mount.host.path()).unwrap());
     let options = ExportOptions {
-        read_only: true,
+        writes: Writes::Nothing,
         cache: CachePolicy::Always,
     };
     mount.exports.add("data", source, options).unwrap();

@@ -41,7 +41,7 @@ impl Guest {
         // In memory: some of these tests have the file system synced again and again.
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
         let options = ExportOptions {
-            read_only: false,
+            writes: Writes::Everything,
             cache: CachePolicy::Always,
         };
         let source = OwnedFd::from(File::open(directory.path()).unwrap());

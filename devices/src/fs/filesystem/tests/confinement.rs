@@ -74,7 +74,7 @@ fn creating_through_a_symbolic_link_fails() {
 #[test]
 fn nothing_moves_between_exports() {
     let (host, data) = Host::with_export();
-    let other = host.export("other", false);
+    let other = host.export("other", Writes::Everything);
     write(host.path("data/file"), "");
     let file = host.look_up(data, "file").unwrap().inode;
     let renamed = host
@@ -104,7 +104,7 @@ fn every_change_of_a_read_only_export_fails() {
     let host = Host::new();
     std::fs::create_dir_all(host.path("image/dir")).unwrap();
     write(host.path("image/file"), "content");
-    let root = host.export("image", true);
+    let root = host.export("image", Writes::Nothing);
     let file = host.look_up(root, "file").unwrap().inode;
     let tree = &host.tree;
     let read_only = libc::EROFS;
@@ -131,6 +131,27 @@ fn every_change_of_a_read_only_export_fails() {
     let created = host.create(&ROOT_USER, root, "new", creation(0, 0));
     assert_eq!(created.err(), Some(read_only));
     assert!(tree.open(&ROOT_USER, file, 0, 0).is_ok());
+}
+
+#[test]
+fn an_export_that_another_container_may_write_becomes_writable() {
+    let host = Host::new();
+    let root = host.export("volume", Writes::Nothing);
+    assert!(
+        host.create(&ROOT_USER, root, "new", creation(0, 0))
+            .is_err()
+    );
+    host.exports
+        .allow_writes("volume", Writes::Everything)
+        .unwrap();
+    assert!(host.create(&ROOT_USER, root, "new", creation(0, 0)).is_ok());
+    host.exports
+        .allow_writes("volume", Writes::Nothing)
+        .unwrap();
+    assert!(
+        host.create(&ROOT_USER, root, "more", creation(0, 0))
+            .is_ok()
+    );
 }
 
 #[test]

@@ -87,7 +87,12 @@ fn hard_links_are_one_file() {
 fn the_same_file_in_two_exports_has_two_inode_numbers() {
     let (host, data) = Host::with_export();
     write(host.path("data/file"), "");
-    let again = host.export_path("again", &host.path("data"), false, CachePolicy::Always);
+    let again = host.export_path(
+        "again",
+        &host.path("data"),
+        Writes::Everything,
+        CachePolicy::Always,
+    );
     let a = host.look_up(data, "file").unwrap();
     let b = host.look_up(again, "file").unwrap();
     assert_ne!(a.inode, b.inode);
@@ -98,7 +103,7 @@ fn the_same_file_in_two_exports_has_two_inode_numbers() {
 fn a_single_file_is_an_export() {
     let host = Host::new();
     write(host.path("hosts"), "127.0.0.1 localhost");
-    let file = host.export_path("hosts", &host.path("hosts"), true, second());
+    let file = host.export_path("hosts", &host.path("hosts"), Writes::Nothing, second());
     let (handle, ..) = host.tree.open(&USER, file, 0, 0).unwrap();
     let (attributes, timeout) = host.tree.getattr(&USER, file, handle).unwrap();
     assert_eq!(attributes.st_size, 19);

@@ -41,7 +41,7 @@ fn lookups_and_forgets_leave_no_descriptor() {
 #[test]
 fn past_the_budget_files_cost_no_descriptor() {
     let host = host_with_handles(handles_only());
-    let root = host.export("data", false);
+    let root = host.export("data", Writes::Everything);
     let mut files = Vec::new();
     for index in 0..300 {
         write(host.path("data").join(format!("file{index}")), "x");
@@ -65,7 +65,7 @@ fn past_the_budget_files_cost_no_descriptor() {
 #[test]
 fn a_handle_of_a_removed_file_is_stale_and_never_another_file() {
     let host = host_with_handles(handles_only());
-    let root = host.export("data", false);
+    let root = host.export("data", Writes::Everything);
     write(host.path("data/file"), "first");
     let first = host.look_up(root, "file").unwrap().inode;
     std::fs::remove_file(host.path("data/file")).unwrap();
@@ -85,7 +85,7 @@ fn open_files_are_bounded() {
         opened: 4,
     };
     let host = Host::with_budget(budget);
-    let root = host.export("data", false);
+    let root = host.export("data", Writes::Everything);
     write(host.path("data/file"), "");
     let file = host.look_up(root, "file").unwrap().inode;
     let opened: Vec<_> = (0..4)
@@ -108,7 +108,7 @@ fn open_files_are_bounded() {
 #[test]
 fn a_removed_export_is_gone_and_leaves_no_descriptor() {
     let (host, root) = Host::with_export();
-    let other = host.export("other", false);
+    let other = host.export("other", Writes::Everything);
     write(host.path("data/file"), "");
     let file = host.look_up(root, "file").unwrap().inode;
     let (handle, ..) = host.tree.open(&USER, file, 0, 0).unwrap();
@@ -124,7 +124,7 @@ fn a_removed_export_is_gone_and_leaves_no_descriptor() {
     );
     assert!(host.tree.getattr(&USER, other, None).is_ok());
     // The name is free again, for another thing.
-    let again = host.export("data", false);
+    let again = host.export("data", Writes::Everything);
     assert_ne!(again, root);
 }
 
@@ -146,7 +146,7 @@ fn exports_have_good_and_different_names() {
     let (host, _) = Host::with_export();
     let add = |name: &str| {
         let options = ExportOptions {
-            read_only: false,
+            writes: Writes::Everything,
             cache: CachePolicy::Always,
         };
         host.exports

@@ -62,8 +62,8 @@ fn listed_numbers_are_those_of_lookups() {
 #[test]
 fn the_root_lists_exports_as_they_are() {
     let (host, _) = Host::with_export();
-    host.export("second", false);
-    host.export("third", false);
+    host.export("second", Writes::Everything);
+    host.export("third", Writes::Everything);
     let names = || -> Vec<String> {
         let listed = list(&host, ROOT_ID, 1).into_iter();
         listed.map(|(name, _)| name).collect()

@@ -18,7 +18,7 @@ use fuse_backend_rs::api::filesystem::{Context, Entry, FileSystem};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use tempfile::TempDir;
 
-use super::super::export::{CachePolicy, ExportOptions};
+use super::super::export::{CachePolicy, ExportOptions, Writes};
 use super::super::exports::{Exports, Tree};
 use super::super::limits::OpenFileBudget;
 
@@ -59,7 +59,7 @@ impl Host {
     /// A host with one writable export "data", and its root's number.
     fn with_export() -> (Self, u64) {
         let host = Self::new();
-        let root = host.export("data", false);
+        let root = host.export("data", Writes::Everything);
         (host, root)
     }
 
@@ -68,13 +68,13 @@ impl Host {
     }
 
     /// Exports the subdirectory `name`, made if it is not there; the number of its root.
-    fn export(&self, name: &str, read_only: bool) -> u64 {
+    fn export(&self, name: &str, writes: Writes) -> u64 {
         std::fs::create_dir_all(self.path(name)).unwrap();
-        self.export_path(name, &self.path(name), read_only, CachePolicy::Always)
+        self.export_path(name, &self.path(name), writes, CachePolicy::Always)
     }
 
-    fn export_path(&self, name: &str, path: &Path, read_only: bool, cache: CachePolicy) -> u64 {
-        let options = ExportOptions { read_only, cache };
+    fn export_path(&self, name: &str, path: &Path, writes: Writes, cache: CachePolicy) -> u64 {
+        let options = ExportOptions { writes, cache };
         self.exports.add(name, path_fd(path), options).unwrap();
         self.look_up(ROOT_ID, name).unwrap().inode
     }
