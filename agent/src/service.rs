@@ -11,7 +11,9 @@ use prost::Message as _;
 use crate::apparmor::{self, PolicyError};
 use crate::cgroup;
 use crate::container::{ContainerError, Containers, LaunchError, ProcessKey};
+use crate::disks::{self, DiskError};
 use crate::error_chain;
+use crate::memory_volumes;
 use crate::network::NetworkError;
 use crate::sandbox::{self, SandboxError};
 use crate::stage::protocol::FailureKind;
@@ -48,9 +50,9 @@ impl From<ContainerError> for Status {
             ContainerError::NotFound(_) => Self::not_found(message),
             ContainerError::Exists(_) => Self::already_exists(message),
             ContainerError::Phase { .. } => Self::failed_precondition(message),
-            ContainerError::Malformed(_) | ContainerError::Spec(_) => {
-                Self::invalid_argument(message)
-            }
+            ContainerError::Malformed(_)
+            | ContainerError::Spec(_)
+            | ContainerError::HugePages(_) => Self::invalid_argument(message),
             ContainerError::Launch(error) => launch_status(&error, message),
             ContainerError::Cgroup(_)
             | ContainerError::PodPid(_)
@@ -104,6 +106,16 @@ impl From<VolumeError> for Status {
     }
 }
 
+impl From<DiskError> for Status {
+    fn from(error: DiskError) -> Self {
+        let message = error_chain(&error);
+        match error {
+            DiskError::Missing(_) => Self::not_found(message),
+            DiskError::Sysfs { .. } => Self::internal(message),
+        }
+    }
+}
+
 impl Agent for AgentService {
     async fn configure_sandbox(
         &self,
@@ -132,6 +144,24 @@ impl Agent for AgentService {
     ) -> Result<ApplyVolumeResponse, Status> {
         volumes::apply(&request.volume_id, &request.entries)?;
         Ok(ApplyVolumeResponse {})
+    }
+
+    async fn make_volume(&self, request: MakeVolumeRequest) -> Result<MakeVolumeResponse, Status> {
+        memory_volumes::make(&request)?;
+        Ok(MakeVolumeResponse {})
+    }
+
+    async fn find_disk(&self, request: FindDiskRequest) -> Result<FindDiskResponse, Status> {
+        let (major, minor) = disks::find(&request.serial)?;
+        Ok(FindDiskResponse { major, minor })
+    }
+
+    async fn release_disk(
+        &self,
+        request: ReleaseDiskRequest,
+    ) -> Result<ReleaseDiskResponse, Status> {
+        disks::release(&request.serial)?;
+        Ok(ReleaseDiskResponse {})
     }
 
     async fn remove_volume(

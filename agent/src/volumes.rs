@@ -21,11 +21,11 @@ const NEW: &str = ".podvisor-new";
 /// Deepest folder; the kubelet's layout has three levels and what keys add.
 const MAX_DEPTH: usize = 64;
 
-/// Why a volume could not be mirrored.
+/// Why a volume could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
     /// An id or path is not one that a volume can have.
-    #[error("{what} {name:?} is not allowed in a mirrored volume")]
+    #[error("{what} {name:?} is not allowed in a volume")]
     Name {
         /// Volume id, path or type.
         what: &'static str,
@@ -33,7 +33,7 @@ pub enum VolumeError {
         name: String,
     },
     /// An entry could not be made, changed or removed.
-    #[error("mirrored volume entry {path:?}")]
+    #[error("volume entry {path:?}")]
     Entry {
         /// Path inside the volume.
         path: String,
@@ -90,12 +90,14 @@ fn remove_in(parent: &Path, volume_id: &str) -> Result<(), VolumeError> {
         .map_err(failed(""))
 }
 
-fn failed(path: &str) -> impl FnOnce(io::Error) -> VolumeError {
+/// Names the entry of a volume that a step failed for; empty for its root.
+pub(crate) fn failed(path: &str) -> impl FnOnce(io::Error) -> VolumeError {
     let path = path.to_owned();
     move |source| VolumeError::Entry { path, source }
 }
 
-fn check_id(id: &str) -> Result<(), VolumeError> {
+/// Refuses an id that is not one path component.
+pub(crate) fn check_id(id: &str) -> Result<(), VolumeError> {
     let mut components = Path::new(id).components();
     match (components.next(), components.next()) {
         (Some(Component::Normal(name)), None) if name.as_bytes() == id.as_bytes() => Ok(()),
@@ -106,7 +108,8 @@ fn check_id(id: &str) -> Result<(), VolumeError> {
     }
 }
 
-fn check_path(path: &str) -> Result<(), VolumeError> {
+/// Refuses a path that does not lead downwards.
+pub(crate) fn check_path(path: &str) -> Result<(), VolumeError> {
     let normal = |part: &str| !matches!(part, "" | "." | ".." | NEW);
     let allowed = path.is_empty()
         || (path.split('/').all(normal)
@@ -131,7 +134,8 @@ fn open_volume(path: &Path) -> io::Result<OwnedFd> {
     Ok(open_directory(CWD, path)?)
 }
 
-fn open_directory(directory: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+/// Opens a folder, not through a link.
+pub(crate) fn open_directory(directory: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(directory, path, flags, Mode::empty())
 }

@@ -22,6 +22,8 @@ pub const FS_TAG: &str = "podvisor";
 pub const SHARED_DIR: &str = "/run/podvisor/shared";
 /// Where mirrored volumes live in the guest, one folder each.
 pub const MIRROR_DIR: &str = "/run/podvisor/mirror";
+/// Where volumes in the guest's memory are mounted, one folder each.
+pub const MEMORY_DIR: &str = "/run/podvisor/memory";
 /// The pod's shared memory file system, bound to every container's /dev/shm.
 pub const SHM_DIR: &str = "/run/podvisor/shm";
 

@@ -8,9 +8,9 @@ use podvisor_proto::cri::v1::security_profile::ProfileType;
 use podvisor_proto::cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStats, ContainerStatsRequest,
     ContainerStatus, ContainerStatusRequest, CreateContainerRequest, Device, ExecSyncRequest,
-    ImageSpec, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, Mount,
-    RemoveContainerRequest, ReopenContainerLogRequest, StartContainerRequest, StopContainerRequest,
-    UpdateContainerResourcesRequest,
+    HugepageLimit, ImageSpec, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources,
+    Mount, RemoveContainerRequest, ReopenContainerLogRequest, StartContainerRequest,
+    StopContainerRequest, UpdateContainerResourcesRequest,
 };
 use podvisor_proto::cri::v1::{
     LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, SecurityProfile,
@@ -143,17 +143,46 @@ impl<'p, 'c> ContainerBuilder<'p, 'c> {
     /// Binds `host` of the node to `path` in the container, read-only.
     #[must_use]
     pub fn mount_read_only(self, host: &Path, path: &str) -> Self {
+        self.mount_with(host, path, |mount| mount.readonly = true)
+    }
+
+    /// Binds `host` of the node to `path` in the container, as `change` makes of it what CRI can
+    /// say of a mount.
+    #[must_use]
+    pub fn mount_with(self, host: &Path, path: &str, change: impl FnOnce(&mut Mount)) -> Self {
         let mut builder = self.mount(host, path);
         if let Some(mount) = builder.config.mounts.last_mut() {
-            mount.readonly = true;
+            change(mount);
         }
         builder
+    }
+
+    /// Gives the container a device of the node at `path`, as the kubelet does for a raw block
+    /// volume. `permissions` are some of `m`, `r` and `w`.
+    #[must_use]
+    pub fn device(mut self, host: &Path, path: &str, permissions: &str) -> Self {
+        self.config.devices.push(Device {
+            container_path: path.into(),
+            host_path: host.display().to_string(),
+            permissions: permissions.into(),
+        });
+        self
     }
 
     /// The memory limit in MiB.
     #[must_use]
     pub fn memory_mib(mut self, mib: i64) -> Self {
         self.resources().memory_limit_in_bytes = mib << 20;
+        self
+    }
+
+    /// The limit of 2 MiB pages, in bytes.
+    #[must_use]
+    pub fn huge_pages(mut self, bytes: u64) -> Self {
+        self.resources().hugepage_limits.push(HugepageLimit {
+            page_size: "2MB".into(),
+            limit: bytes,
+        });
         self
     }
 
@@ -190,17 +219,6 @@ impl<'p, 'c> ContainerBuilder<'p, 'c> {
     #[must_use]
     pub fn security(mut self, change: impl FnOnce(&mut LinuxContainerSecurityContext)) -> Self {
         change(self.linux.security_context.get_or_insert_default());
-        self
-    }
-
-    /// Adds a device of the node.
-    #[must_use]
-    pub fn device(mut self, host: &str, path: &str) -> Self {
-        self.config.devices.push(Device {
-            container_path: path.into(),
-            host_path: host.into(),
-            permissions: "rwm".into(),
-        });
         self
     }
 

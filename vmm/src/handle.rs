@@ -6,10 +6,11 @@ use std::sync::Arc;
 use prost::Message as _;
 use thiserror::Error;
 
-use crate::config::VmConfig;
+use crate::config::{DeviceSlot, VmConfig};
 use crate::event::{EndReason, EventSink};
 use crate::machine::{Machine, StartError};
 use crate::memory::GuestRam;
+use crate::pci::PciError;
 use crate::state::{MachineState, StateError};
 use crate::timeline::Phase;
 use crate::vcpu::{ExitCounts, StatsError};
@@ -115,6 +116,24 @@ impl VmHandle {
         } else {
             Err(OrderError::Ended)
         }
+    }
+
+    /// Puts a device on the PCI bus of the running machine; the guest finds it when it scans the
+    /// bus. Its failure does not end the machine.
+    ///
+    /// # Errors
+    /// [`PciError`]; nothing of the device is left then.
+    pub fn plug(&self, slot: DeviceSlot) -> Result<(), PciError> {
+        self.machine.pci.plug(slot)
+    }
+
+    /// Takes a plugged device away, ready or not: the guest should have let go of it. Waits for
+    /// what the device is doing.
+    ///
+    /// # Errors
+    /// [`PciError::Missing`].
+    pub fn unplug(&self, name: &str) -> Result<(), PciError> {
+        self.machine.pci.unplug(name)
     }
 
     /// Presses the power button: a guest that listens shuts itself down.

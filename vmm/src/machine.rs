@@ -19,7 +19,7 @@ use crate::event::{EndReason, EventSink};
 use crate::exit::Buses;
 use crate::host::{self, HostError};
 use crate::memory::{GuestRam, MemoryError};
-use crate::pci::{OnFailure, PciDevices, PciError};
+use crate::pci::{OnFailure, PciDevices, PciError, Wiring};
 use crate::platform::{Platform, PlatformConfig, PlatformError};
 use crate::timeline::Timeline;
 use crate::vcpu::{Control, StatsError, VcpuCell, VcpuContext, VcpuThreads, prepare_signal};
@@ -197,8 +197,13 @@ impl Parts {
         let platform = Platform::place(platform, &vm, &buses.ports, requests)?;
         let msi: Arc<dyn MsiSink> = Arc::new(KvmMsi::new(Arc::clone(&vm)));
         let on_failure = on_failure(&control, &threads);
-        let memory = ram.guest_memory();
-        let pci = PciDevices::place(config.devices, &vm, memory, &msi, &buses.mmio, &on_failure)?;
+        let wiring = Wiring {
+            vm: Arc::clone(&vm),
+            memory: Arc::clone(ram.guest_memory()),
+            msi,
+            buses: Arc::clone(&buses),
+        };
+        let pci = PciDevices::place(config.devices, wiring, &on_failure)?;
         timeline.done("devices_placed");
         let events = Arc::new(events);
         Ok(Self {

@@ -1,19 +1,22 @@
 //! Places virtio devices on the PCI bus and wires them to KVM.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use podvisor_devices::GuestMemory;
-use podvisor_devices::bus::{Bus, BusError};
+use podvisor_devices::bus::BusError;
 use podvisor_devices::interrupt::MsiSink;
 use podvisor_devices::pci::PciRoot;
 use podvisor_devices::pci::root::SlotError;
-use podvisor_devices::virtio::pci::VirtioPciDevice;
+use podvisor_devices::virtio::pci::{BAR_LEN, VirtioPciDevice};
 use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
 use crate::config::DeviceSlot;
+use crate::exit::Buses;
 use crate::state::{DeviceState, StateError};
 
 /// Why the PCI devices could not be set up.
@@ -54,136 +57,255 @@ pub enum PciError {
         /// What KVM said.
         source: kvm_ioctls::Error,
     },
+    /// The machine was built without PCI devices, and so without a bus for more.
+    #[error("the machine has no PCI bus")]
+    NoBus,
+    /// All slots of the bus are taken.
+    #[error("all {max} PCI slots are taken", max = layout::PCI_MAX_DEVICES)]
+    Full,
+    /// No plugged device has that name.
+    #[error("there is no plugged device {0}")]
+    Missing(String),
     /// The configuration window has no place; a defect of the memory map.
     #[error("the configuration window has no place")]
     Window(#[source] BusError),
 }
 
+/// From one BAR to the next in the 64-bit window.
+const BAR_STEP: usize = 0x8000;
+const _: () = assert!(BAR_STEP as u64 == BAR_LEN);
+
 /// Told of a device that cannot go on: its name, and why.
 pub(crate) type OnFailure = Arc<dyn Fn(&str, &str) + Send + Sync>;
 
-/// A machine's PCI devices in slot order.
-#[derive(Default)]
+/// What a device is connected to.
+pub(crate) struct Wiring {
+    /// Where notifications and interrupts go through.
+    pub vm: Arc<VmFd>,
+    /// The guest's memory.
+    pub memory: GuestMemory,
+    /// Takes interrupt messages.
+    pub msi: Arc<dyn MsiSink>,
+    /// Where processors find the device.
+    pub buses: Arc<Buses>,
+}
+
+/// A device in its slot.
+struct Seated {
+    name: String,
+    device: Arc<VirtioPciDevice>,
+    /// Whether it was plugged into the running machine, and may leave it.
+    plugged: bool,
+}
+
+/// A machine's PCI devices.
 pub(crate) struct PciDevices {
-    devices: Vec<(String, Arc<VirtioPciDevice>)>,
+    wiring: Wiring,
+    /// None in a machine that was built without devices.
+    root: Option<Arc<PciRoot>>,
+    /// By slot.
+    seats: Mutex<BTreeMap<u8, Seated>>,
 }
 
 impl PciDevices {
-    /// Puts `slots` on a new bus behind `mmio`. Without any there is no bus.
+    /// Puts `slots` on a new bus. Without any there is no bus. `on_failure` hears of them, not of
+    /// devices that are plugged later: a machine goes on without those.
     pub(crate) fn place(
         slots: Vec<DeviceSlot>,
-        vm: &VmFd,
-        memory: &GuestMemory,
-        msi: &Arc<dyn MsiSink>,
-        mmio: &Bus,
+        wiring: Wiring,
         on_failure: &OnFailure,
     ) -> Result<Self, PciError> {
         if slots.len() > layout::PCI_MAX_DEVICES {
             return Err(PciError::TooMany(slots.len()));
         }
+        let mut devices = Self {
+            wiring,
+            root: None,
+            seats: Mutex::default(),
+        };
         if slots.is_empty() {
-            return Ok(Self::default());
+            return Ok(devices);
         }
         let root = Arc::new(PciRoot::new());
         let window = layout::PCI_ECAM;
+        let mmio = &devices.wiring.buses.mmio;
         mmio.insert(window.base, window.len, root.clone())
             .map_err(PciError::Window)?;
-        let mut devices = Vec::with_capacity(slots.len());
+        devices.root = Some(root);
         for (number, slot) in (1_u8..).zip(slots) {
-            let name = slot.name.clone();
-            let device = place_device(number, slot, memory, msi, &root, mmio)?;
-            let (failed, on_failure) = (name.clone(), Arc::clone(on_failure));
-            device.on_failure(Box::new(move |cause| on_failure(&failed, cause)));
-            wire_notifiers(&device, vm).map_err(|source| PciError::Notify {
-                device: name.clone(),
-                source,
-            })?;
-            devices.push((name, device));
+            let bar = layout::PCI_WINDOW_32.base + u64::from(number - 1) * layout::PCI_BAR_STRIDE;
+            let seated = devices.seat(number, slot, bar, false)?;
+            let (failed, on_failure) = (seated.name.clone(), Arc::clone(on_failure));
+            let tell = move |cause: &str| on_failure(&failed, cause);
+            seated.device.on_failure(Box::new(tell));
+            devices.lock().insert(number, seated);
         }
-        Ok(Self { devices })
+        Ok(devices)
+    }
+
+    /// Puts a device on the bus of the running machine. The guest finds it when it scans the bus.
+    ///
+    /// A BAR answers at one address only. That address is the one Linux gives to a function it
+    /// finds on a scan, whatever its BAR says: the lowest that is free in the 64-bit window
+    /// (drivers/pci/setup-res.c).
+    pub(crate) fn plug(&self, slot: DeviceSlot) -> Result<(), PciError> {
+        let mut seats = self.lock();
+        let mut numbers = 1..=u8::try_from(layout::PCI_MAX_DEVICES).unwrap_or(u8::MAX);
+        let number = numbers.find(|number| !seats.contains_key(number));
+        let number = number.ok_or(PciError::Full)?;
+        let taken = |bar| seats.values().any(|seated| seated.device.bar().0 == bar);
+        let mut bars = (layout::PCI_WINDOW_64.base..).step_by(BAR_STEP);
+        let bar = bars.find(|&bar| !taken(bar)).ok_or(PciError::Full)?;
+        let name = slot.name.clone();
+        let seated = self.seat(number, slot, bar, true)?;
+        let tell = move |cause: &str| tracing::warn!(device = name, cause, "a device failed");
+        seated.device.on_failure(Box::new(tell));
+        seats.insert(number, seated);
+        Ok(())
+    }
+
+    /// Takes a plugged device off the bus, whether its driver still uses it or not. Waits for
+    /// what the device is doing.
+    pub(crate) fn unplug(&self, name: &str) -> Result<(), PciError> {
+        let mut seats = self.lock();
+        let found = seats
+            .iter()
+            .find(|(_, seated)| seated.plugged && seated.name == name)
+            .map(|(number, _)| *number);
+        let number = found.ok_or_else(|| PciError::Missing(name.to_owned()))?;
+        if let Some(seated) = seats.remove(&number) {
+            self.unseat(number, &seated);
+        }
+        Ok(())
+    }
+
+    /// Connects a device; nothing of one that fails is left.
+    fn seat(
+        &self,
+        number: u8,
+        slot: DeviceSlot,
+        bar: u64,
+        plugged: bool,
+    ) -> Result<Seated, PciError> {
+        let root = self.root.as_ref().ok_or(PciError::NoBus)?;
+        let DeviceSlot { name, device } = slot;
+        let Wiring {
+            memory, msi, buses, ..
+        } = &self.wiring;
+        let made = VirtioPciDevice::new(device, Arc::clone(memory), Arc::clone(msi), bar);
+        let device = made.map_err(|source| PciError::Device {
+            device: name.clone(),
+            source,
+        })?;
+        let seated = Seated {
+            name: name.clone(),
+            device: device.clone(),
+            plugged,
+        };
+        let (base, len) = device.bar();
+        let placed = buses.mmio.insert(base, len, device.clone());
+        placed.map_err(|source| PciError::Place {
+            device: name.clone(),
+            source,
+        })?;
+        let wired = self.each_notifier(&device, VmFd::register_ioevent);
+        let wired = wired.map_err(|source| PciError::Notify {
+            device: name.clone(),
+            source,
+        });
+        // The slot last, so that the guest finds the device whole.
+        let inserted = wired.and_then(|()| {
+            let inserted = root.insert(number, device);
+            inserted.map_err(|source| PciError::Slot {
+                device: name,
+                source,
+            })
+        });
+        match inserted {
+            Ok(()) => Ok(seated),
+            Err(error) => {
+                self.disconnect(&seated.device);
+                Err(error)
+            }
+        }
+    }
+
+    /// The reverse of [`Self::seat`].
+    fn unseat(&self, number: u8, seated: &Seated) {
+        if let Some(root) = &self.root {
+            root.remove(number);
+        }
+        self.disconnect(&seated.device);
+    }
+
+    fn disconnect(&self, device: &VirtioPciDevice) {
+        if let Err(error) = self.each_notifier(device, VmFd::unregister_ioevent) {
+            // KVM lets go of it with the machine; until then a write there wakes nobody.
+            tracing::warn!(%error, "a notification address stays wired");
+        }
+        self.wiring.buses.mmio.remove(device.bar().0);
+    }
+
+    /// Notifications are event files inside KVM: the processor goes back into the guest at once.
+    fn each_notifier(
+        &self,
+        device: &VirtioPciDevice,
+        wire: fn(&VmFd, &EventFd, &IoEventAddress, NoDatamatch) -> Result<(), kvm_ioctls::Error>,
+    ) -> Result<(), kvm_ioctls::Error> {
+        for notifier in device.notifiers() {
+            let address = IoEventAddress::Mmio(notifier.address);
+            wire(&self.wiring.vm, notifier.event, &address, NoDatamatch)?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u8, Seated>> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stops all devices; afterwards nothing of them touches guest memory.
     pub(crate) fn pause(&self) {
-        for (_, device) in &self.devices {
-            device.pause();
+        for seated in self.lock().values() {
+            seated.device.pause();
         }
     }
 
     /// Lets all devices go on.
     pub(crate) fn resume(&self) {
-        for (_, device) in &self.devices {
-            device.resume();
+        for seated in self.lock().values() {
+            seated.device.resume();
         }
     }
 
     /// The states of the paused devices in slot order.
     pub(crate) fn save(&self) -> Result<Vec<DeviceState>, StateError> {
-        let save = |(name, device): &(String, Arc<VirtioPciDevice>)| {
+        let save = |seated: &Seated| {
             let failed = |source| StateError::Device {
-                device: name.clone(),
+                device: seated.name.clone(),
                 source,
             };
             Ok(DeviceState {
-                name: name.clone(),
-                state: device.save().map_err(failed)?,
+                name: seated.name.clone(),
+                state: seated.device.save().map_err(failed)?,
             })
         };
-        self.devices.iter().map(save).collect()
+        self.lock().values().map(save).collect()
     }
 
     /// Puts states into new devices in the same slots; they stay paused.
     pub(crate) fn restore(&self, states: &[DeviceState]) -> Result<(), StateError> {
-        let ours = self.devices.iter().map(|(name, _)| name);
+        let seats = self.lock();
+        let ours = seats.values().map(|seated| &seated.name);
         if !ours.eq(states.iter().map(|state| &state.name)) {
             return Err(StateError::Mismatch("devices"));
         }
-        for ((name, device), saved) in self.devices.iter().zip(states) {
+        for (seated, saved) in seats.values().zip(states) {
             let failed = |source| StateError::Device {
-                device: name.clone(),
+                device: seated.name.clone(),
                 source,
             };
-            device.restore(&saved.state).map_err(failed)?;
+            seated.device.restore(&saved.state).map_err(failed)?;
         }
         Ok(())
     }
-}
-
-fn place_device(
-    number: u8,
-    slot: DeviceSlot,
-    memory: &GuestMemory,
-    msi: &Arc<dyn MsiSink>,
-    root: &PciRoot,
-    mmio: &Bus,
-) -> Result<Arc<VirtioPciDevice>, PciError> {
-    let DeviceSlot { name, device } = slot;
-    let bar = layout::PCI_WINDOW_32.base + u64::from(number - 1) * layout::PCI_BAR_STRIDE;
-    let device = VirtioPciDevice::new(device, Arc::clone(memory), Arc::clone(msi), bar).map_err(
-        |source| PciError::Device {
-            device: name.clone(),
-            source,
-        },
-    )?;
-    let (base, len) = device.bar();
-    mmio.insert(base, len, device.clone())
-        .map_err(|source| PciError::Place {
-            device: name.clone(),
-            source,
-        })?;
-    root.insert(number, device.clone())
-        .map_err(|source| PciError::Slot {
-            device: name,
-            source,
-        })?;
-    Ok(device)
-}
-
-/// Notifications become event files inside KVM: the processor goes back into the guest at once.
-fn wire_notifiers(device: &VirtioPciDevice, vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
-    for notifier in device.notifiers() {
-        let address = IoEventAddress::Mmio(notifier.address);
-        vm.register_ioevent(notifier.event, &address, NoDatamatch)?;
-    }
-    Ok(())
 }

@@ -9,6 +9,7 @@ use super::launch::{Handshake, Launch, Launched};
 use super::process::{Phase, Process, ProcessStreams};
 use super::{Container, ContainerError, Containers, Exec, ProcessKey, check_id};
 use crate::cgroup::Cgroup;
+use crate::huge_pages::HugePages;
 use crate::oci::{NamespaceKind, Spec, parse_process};
 use crate::stage::CONTAINER_INIT;
 use crate::stage::protocol::StageConfig;
@@ -34,6 +35,7 @@ impl Containers {
             return Err(ContainerError::Exists(id.to_owned()));
         }
         let joined = self.joined_process(&spec, pid_namespace_of)?;
+        let huge_pages = HugePages::take(&spec.linux.resources.hugepage_limits)?;
         let cgroup = Cgroup::create(id, &spec.linux.resources)?;
         let tokens =
             ProcessStreams::issue(stdio, &self.streams).map_err(ContainerError::Streams)?;
@@ -65,6 +67,7 @@ impl Containers {
             Container {
                 spec_json,
                 cgroup,
+                _huge_pages: huge_pages,
                 init,
                 execs: std::collections::HashMap::new(),
                 oom_kills: 0,

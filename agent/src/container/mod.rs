@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::events::EventLog;
+use crate::huge_pages::{HugePageError, HugePages};
 use crate::oci::OciError;
 
 pub use launch::LaunchError;
@@ -76,6 +77,9 @@ pub enum ContainerError {
     /// Its cgroup.
     #[error("control group")]
     Cgroup(#[from] CgroupError),
+    /// Its huge pages.
+    #[error("huge pages")]
+    HugePages(#[from] HugePageError),
     /// Its process.
     #[error("start the process")]
     Launch(#[from] LaunchError),
@@ -103,6 +107,8 @@ pub enum ContainerError {
 struct Container {
     spec_json: Vec<u8>,
     cgroup: Cgroup,
+    /// Given back with the container.
+    _huge_pages: HugePages,
     init: Process,
     execs: HashMap<String, Exec>,
     /// Kills for want of memory that have been told.

@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 
 pub use linux::{Device, IdMapping, Linux, NamespaceKind};
 pub use process::{Capabilities, Process, Rlimit};
-pub use resources::{Cpu, DeviceRule, Memory, Resources};
+pub use resources::{Cpu, DeviceRule, HugepageLimit, Memory, Resources};
 pub use seccomp::{Seccomp, SeccompArg, SeccompRule};
 
 /// A container as config.json describes it.

@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
@@ -77,7 +77,9 @@ fn bind(
             "mounts[{destination}].options {parameter} is not an option of a bind mount"
         )));
     }
-    let tree = clone_tree(&mount.source, recursion).map_err(failed(mount, "open the source of"))?;
+    let source = open_source(&mount.source).map_err(failed(mount, "find the source of"))?;
+    let tree =
+        clone_tree_of(source.as_fd(), recursion).map_err(failed(mount, "open the source of"))?;
     let directory = is_directory(tree.as_fd()).map_err(failed(mount, "examine the source of"))?;
     let missing = if directory {
         Missing::Directory
@@ -86,6 +88,14 @@ fn bind(
     };
     let target = resolve(root, mount, missing)?;
     attach(&tree, &target, options).map_err(failed(mount, "attach"))
+}
+
+/// Opens a bind mount's source, a path of the guest. Containers write to volumes, and a part of
+/// one may be asked for by its path: a link in it must not lead elsewhere.
+fn open_source(path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS;
+    Ok(openat2(CWD, path, flags, Mode::empty(), resolve)?)
 }
 
 fn resolve(root: &Root, mount: &Mount, missing: Missing) -> Result<OwnedFd, StageError> {

@@ -11,7 +11,9 @@ use super::environment::Environment;
 use super::{PodContext, TranslateError, qos, resources, security};
 use crate::manifest::Manifest;
 use crate::manifest::container::{Container, MountPropagation};
+use crate::manifest::names::Name;
 use crate::manifest::pod::kubernetes_labels;
+use crate::manifest::volume::Volume;
 
 /// An image that is on this machine.
 #[derive(Clone, Debug)]
@@ -61,7 +63,7 @@ pub fn container_config(
         command: expand(&container.command),
         args: expand(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
-        mounts: mounts(container, context)?,
+        mounts: mounts(&spec.volumes, container, context)?,
         labels: labels.into_iter().collect(),
         annotations: [annotation].into(),
         log_path: log_path(&name, attempt),
@@ -82,7 +84,11 @@ fn log_path(name: &str, attempt: u32) -> String {
     format!("{name}/{attempt}.log")
 }
 
-fn mounts(container: &Container, context: &PodContext) -> Result<Vec<Mount>, TranslateError> {
+fn mounts(
+    volumes: &[Volume],
+    container: &Container,
+    context: &PodContext,
+) -> Result<Vec<Mount>, TranslateError> {
     let mut mounts = Vec::new();
     for mount in &container.volume_mounts {
         let Some(path) = context.volumes.get(&mount.name) else {
@@ -99,7 +105,7 @@ fn mounts(container: &Container, context: &PodContext) -> Result<Vec<Mount>, Tra
         mounts.push(Mount {
             container_path: absolute(&mount.mount_path),
             host_path: path.display().to_string(),
-            readonly: mount.read_only,
+            readonly: mount.read_only || is_projected(volumes, &mount.name),
             propagation: propagation.into(),
             ..Mount::default()
         });
@@ -120,6 +126,14 @@ fn mounts(container: &Container, context: &PodContext) -> Result<Vec<Mount>, Tra
 /// The kubelet reads a relative mount path from the root.
 fn absolute(path: &str) -> String {
     Path::new("/").join(path).display().to_string()
+}
+
+/// Whether the kubelet writes the volume's content, and lets no container do so.
+fn is_projected(volumes: &[Volume], name: &Name) -> bool {
+    let volume = volumes.iter().find(|volume| volume.name == *name);
+    volume.is_some_and(|volume| {
+        volume.config_map.is_some() || volume.secret.is_some() || volume.projected.is_some()
+    })
 }
 
 #[cfg(test)]

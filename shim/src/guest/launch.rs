@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use podvisor_devices::event_loop::EventLoop;
-use podvisor_devices::fs::{ExportError, ExportOptions, Exports, FsConfig, FsTag, VirtioFs};
+use podvisor_devices::fs::{
+    ExportError, ExportOptions, Exports, FsConfig, FsTag, VirtioFs, Writes,
+};
 use podvisor_devices::net::{MacAddress, Mtu, Net, NetConfig};
 use podvisor_devices::virtio::VirtioDevice;
 use podvisor_devices::virtio::balloon::{Balloon, BalloonConfig};
@@ -21,6 +23,7 @@ use podvisor_vmm::{
 };
 use tokio::sync::watch;
 
+use super::disk::{self, Disk, DiskError};
 use super::vsock::GuestStream;
 use super::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
 use crate::host::Nic;
@@ -193,7 +196,26 @@ impl Machine for KvmMachine {
         self.exports.add(name, source, options)
     }
 
+    fn allow_writes(&self, name: &str, writes: Writes) -> Result<(), ExportError> {
+        self.exports.allow_writes(name, writes)
+    }
+
     fn remove_export(&self, name: &str) -> Result<(), ExportError> {
         self.exports.remove(name)
+    }
+
+    fn add_disk(&self, disk: Disk) -> Result<(), DiskError> {
+        let slot = disk::slot(disk)?;
+        let name = slot.name.clone();
+        self.vm
+            .plug(slot)
+            .map_err(|source| DiskError::Plug { name, source })
+    }
+
+    fn remove_disk(&self, name: &str) -> Result<(), DiskError> {
+        self.vm.unplug(name).map_err(|source| DiskError::Plug {
+            name: name.to_owned(),
+            source,
+        })
     }
 }

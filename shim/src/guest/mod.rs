@@ -3,6 +3,7 @@
 
 pub mod boot;
 pub mod client;
+pub mod disk;
 pub mod launch;
 
 mod vsock;
@@ -14,12 +15,13 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use podvisor_devices::fs::{ExportError, ExportOptions};
+use podvisor_devices::fs::{ExportError, ExportOptions, Writes};
 use podvisor_vmm::{EndReason, Phase, StartError};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
+use self::disk::{Disk, DiskError};
 use crate::host::Nic;
 use crate::pod::sizing::Size;
 
@@ -62,11 +64,29 @@ pub trait Machine: Send + Sync + 'static {
         options: ExportOptions,
     ) -> Result<(), ExportError>;
 
+    /// Lets the guest change at least this much of an export.
+    ///
+    /// # Errors
+    /// [`ExportError::Missing`].
+    fn allow_writes(&self, name: &str, writes: Writes) -> Result<(), ExportError>;
+
     /// Takes it away again. Blocks until the guest's requests in it are over, at most 5 s.
     ///
     /// # Errors
     /// [`ExportError`].
     fn remove_export(&self, name: &str) -> Result<(), ExportError>;
+
+    /// Plugs a disk in. The guest finds it when it scans its bus.
+    ///
+    /// # Errors
+    /// [`DiskError`]; nothing of the disk is left.
+    fn add_disk(&self, disk: Disk) -> Result<(), DiskError>;
+
+    /// Takes a disk away. Blocks until what it is doing is done.
+    ///
+    /// # Errors
+    /// [`DiskError::Plug`] when there is none of that name.
+    fn remove_disk(&self, name: &str) -> Result<(), DiskError>;
 }
 
 /// What a machine is to be.

@@ -1,5 +1,7 @@
 //! Privileged work done by this process itself.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -10,10 +12,12 @@ use podvisor_proto::agent::v1::NetworkConfig;
 
 use super::route_socket::RouteSocket;
 use super::{
-    ConfineRequest, HostError, HostOps, NamespaceListeners, NetworkRequest, Nic, RootfsRequest,
-    apparmor, cgroup, listeners, namespace, pod_files, redirect, rootfs, scan, setup,
+    ConfineRequest, DiskRequest, HostError, HostOps, NamespaceListeners, NetworkRequest, Nic,
+    RootfsRequest, VolumeOrigin, apparmor, cgroup, disk, listeners, namespace, pod_files, redirect,
+    rootfs, scan, setup, volume, volume_origin,
 };
 use crate::pod::files::PodFiles;
+use crate::pod::volume::Propagation;
 
 /// Names of taps start so.
 const TAP_PREFIX: &str = "pvtap";
@@ -92,11 +96,23 @@ impl HostOps for LocalHost {
     }
 
     fn open_path(&self, path: &Path) -> Result<OwnedFd, HostError> {
-        open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(|source| {
-            HostError::Open {
-                path: path.to_owned(),
-                source,
-            }
+        let opened = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+        opened.map_err(|errno| failed_open(path)(errno.into()))
+    }
+
+    fn inspect_volume(&self, path: &Path) -> Result<VolumeOrigin, HostError> {
+        volume_origin::of(path).map_err(failed_open(path))
+    }
+
+    fn open_volume(&self, path: &Path, propagation: Propagation) -> Result<OwnedFd, HostError> {
+        volume::open_volume(path, propagation).map_err(failed_open(path))
+    }
+
+    fn open_disk(&self, request: &DiskRequest) -> Result<File, HostError> {
+        disk::open(request).map_err(|source| HostError::Disk {
+            major: request.major,
+            minor: request.minor,
+            source,
         })
     }
 
@@ -127,6 +143,13 @@ fn vhost() -> Option<VhostNet> {
     VhostNet::open()
         .inspect_err(|error| tracing::debug!(%error, "no vhost-net: frames go through the VMM"))
         .ok()
+}
+
+fn failed_open(path: &Path) -> impl FnOnce(io::Error) -> HostError {
+    move |source| HostError::Open {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Whether an interface is one of our taps.

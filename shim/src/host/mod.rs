@@ -3,9 +3,11 @@
 
 mod apparmor;
 pub mod cgroup;
+mod disk;
 mod listeners;
 mod local;
 mod mount_options;
+mod mount_table;
 mod namespace;
 mod overlay;
 mod pod_files;
@@ -16,7 +18,11 @@ mod route_socket;
 mod scan;
 mod setup;
 mod sk_lookup;
+mod volume;
+mod volume_origin;
 
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -37,6 +43,9 @@ pub use rootfs::{MountError, unmount_all};
 pub use route_socket::RouteError;
 pub use scan::ScanError;
 pub use setup::{SetupError, be_small, host_name, private_mounts, set_oom_score, trim_heap};
+pub use volume_origin::{MemoryOrigin, Ownership, VolumeOrigin};
+
+use crate::pod::volume::Propagation;
 
 /// Work that a pod needs of its host.
 pub trait HostOps: Send + Sync + 'static {
@@ -89,6 +98,25 @@ pub trait HostOps: Send + Sync + 'static {
     /// [`HostError::Apparmor`].
     fn apparmor_policy(&self, profile: &str) -> Result<Vec<u8>, HostError>;
 
+    /// Tells what lies at a volume's path.
+    ///
+    /// # Errors
+    /// [`HostError::Open`].
+    fn inspect_volume(&self, path: &Path) -> Result<VolumeOrigin, HostError>;
+
+    /// Opens a volume for export, without access to its content (`O_PATH`), with the mounts that
+    /// are below it, and those that will be as far as `propagation` says.
+    ///
+    /// # Errors
+    /// [`HostError::Open`].
+    fn open_volume(&self, path: &Path, propagation: Propagation) -> Result<OwnedFd, HostError>;
+
+    /// Opens a block device.
+    ///
+    /// # Errors
+    /// [`HostError::Disk`].
+    fn open_disk(&self, request: &DiskRequest) -> Result<File, HostError>;
+
     /// Sets how likely the host's OOM killer takes the pod, -1000 to 1000.
     ///
     /// # Errors
@@ -129,6 +157,17 @@ pub struct ConfineRequest {
 pub struct NetworkRequest {
     /// Path of the namespace.
     pub namespace: PathBuf,
+}
+
+/// A block device by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct DiskRequest {
+    /// The major number.
+    pub major: u64,
+    /// The minor number.
+    pub minor: u64,
+    /// Whether it is only read.
+    pub read_only: bool,
 }
 
 /// A container's root file system.
@@ -203,12 +242,22 @@ pub enum HostError {
     /// A profile cannot be had.
     #[error(transparent)]
     Apparmor(#[from] ApparmorError),
+    /// A block device cannot be opened.
+    #[error("cannot open block device {major}:{minor}")]
+    Disk {
+        /// Its major number.
+        major: u64,
+        /// Its minor number.
+        minor: u64,
+        /// What the host said.
+        source: io::Error,
+    },
     /// A file cannot be opened.
     #[error("cannot open {path}")]
     Open {
         /// The file.
         path: PathBuf,
         /// What the host said.
-        source: nix::Error,
+        source: io::Error,
     },
 }

@@ -1,5 +1,5 @@
 //! The devices of a spec. The guest has its own: of the host's only those are named that every
-//! kernel has under the same numbers.
+//! kernel has under the same numbers, and block devices, which become the guest's disks.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -37,8 +37,9 @@ pub fn is_privileged(mounts: &[Mount]) -> bool {
     mounts.iter().find(sysfs).is_some_and(writable)
 }
 
-/// Makes the devices of `linux` the guest's. A privileged container may use every device of the
-/// guest, for which the agent makes nodes.
+/// Makes the devices of `linux` the guest's, but for block devices, which keep the host's numbers
+/// until they are plugged. A privileged container may use every device of the guest, for which the
+/// agent makes nodes.
 ///
 /// # Errors
 /// [`HostDeviceError`].
@@ -51,7 +52,9 @@ pub fn translate(linux: &mut Linux, privileged: bool) -> Result<(), HostDeviceEr
         resources.set_devices(Some(vec![everything()]));
         linux.set_resources(Some(resources));
     }
-    if let Some(device) = devices.iter().find(|device| !is_common(device)) {
+    let is_translated = |device: &LinuxDevice| device.typ() == LinuxDeviceType::B;
+    let foreign = |device: &&LinuxDevice| !is_translated(device) && !is_common(device);
+    if let Some(device) = devices.iter().find(foreign) {
         return Err(HostDeviceError(device.path().clone()));
     }
     linux.set_devices(Some(devices));
@@ -91,17 +94,27 @@ mod tests {
     }
 
     const DISK: &str = r#"{"path":"/dev/my-disk","type":"b","major":8,"minor":0}"#;
+    const KVM: &str = r#"{"path":"/dev/my-kvm","type":"c","major":10,"minor":232}"#;
     const ZERO: &str = r#"{"path":"/dev/zero","type":"c","major":1,"minor":5}"#;
 
     #[test]
     fn a_device_of_the_host_is_refused_by_name() {
         for privileged in [false, true] {
-            let error = translate(&mut linux(DISK), privileged).unwrap_err();
-            assert_eq!(error, HostDeviceError("/dev/my-disk".into()));
+            let error = translate(&mut linux(KVM), privileged).unwrap_err();
+            assert_eq!(error, HostDeviceError("/dev/my-kvm".into()));
         }
         // Nor does it pass for another by its path.
-        let disguised = r#"{"path":"/dev/null","type":"b","major":8,"minor":0}"#;
+        let disguised = r#"{"path":"/dev/null","type":"c","major":10,"minor":232}"#;
         assert!(translate(&mut linux(disguised), false).is_err());
+    }
+
+    #[test]
+    fn a_block_device_that_the_pod_names_stays() {
+        for privileged in [false, true] {
+            let mut linux = linux(DISK);
+            translate(&mut linux, privileged).unwrap();
+            assert_eq!(linux.devices().as_ref().unwrap().len(), 1);
+        }
     }
 
     #[test]

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Mount, Spec};
 use thiserror::Error;
 
+use super::block_devices::{self, BlockDevice, GuestNumber};
 use super::confinement::{self, SelinuxTypeError};
 use super::device_nodes::{self, HostDeviceError};
 use super::namespaces::{self, NamespaceError};
-use super::volume::{self, BindMount};
+use super::volume::{self, BindMount, VolumeError};
 
 /// A spec that a guest cannot honour.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -26,9 +27,27 @@ pub enum GuestSpecError {
     /// A bind mount of nothing.
     #[error("mounts: the bind mount at {0} has no source")]
     NoSource(PathBuf),
+    /// A bind mount that a VM cannot have.
+    #[error("mounts: {destination}")]
+    Volume {
+        /// Where the container would see it.
+        destination: PathBuf,
+        /// Why not.
+        source: VolumeError,
+    },
     /// No root file system.
     #[error("root: the container has no root file system")]
     NoRoot,
+}
+
+/// What a bind mount becomes in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestMount {
+    /// Its source there.
+    pub source: PathBuf,
+    /// Whether the host alone keeps it from being written: the guest's mount is all or nothing,
+    /// and mounts below this one may be written.
+    pub host_keeps_read_only: bool,
 }
 
 /// A spec on its way into the guest.
@@ -37,6 +56,7 @@ pub struct GuestSpec {
     spec: Spec,
     binds: Vec<BindMount>,
     apparmor_profile: Option<String>,
+    blocks: Vec<BlockDevice>,
 }
 
 impl GuestSpec {
@@ -52,10 +72,13 @@ impl GuestSpec {
         let apparmor_profile = translate_process(&mut spec)?;
         translate_linux(&mut spec, standalone)?;
         let binds = bind_mounts(spec.mounts().as_deref().unwrap_or_default())?;
+        let linux = spec.linux().as_ref();
+        let blocks = linux.map(block_devices::of).unwrap_or_default();
         Ok(Self {
             spec,
             binds,
             apparmor_profile,
+            blocks,
         })
     }
 
@@ -69,12 +92,23 @@ impl GuestSpec {
         &self.binds
     }
 
+    /// The block devices whose numbers are still the host's.
+    pub fn blocks(&self) -> &[BlockDevice] {
+        &self.blocks
+    }
+
     /// Puts the guest's root folder and the guest's sources of all bind mounts in place and
-    /// yields the spec as JSON. `sources` has one path for each of [`Self::binds`].
+    /// yields the spec as JSON. `placed` has one mount for each of [`Self::binds`],
+    /// `numbers` one number for each of [`Self::blocks`].
     ///
     /// # Errors
     /// [`GuestSpecError::NoRoot`].
-    pub fn placed(mut self, root: &Path, sources: &[PathBuf]) -> Result<Vec<u8>, GuestSpecError> {
+    pub fn placed(
+        mut self,
+        root: &Path,
+        placed: &[GuestMount],
+        numbers: &[GuestNumber],
+    ) -> Result<Vec<u8>, GuestSpecError> {
         let spec_root = self
             .spec
             .root_mut()
@@ -82,12 +116,21 @@ impl GuestSpec {
             .ok_or(GuestSpecError::NoRoot)?;
         spec_root.set_path(root.to_owned());
         let mut mounts = self.spec.mounts().clone().unwrap_or_default();
-        for (bind, source) in self.binds.iter().zip(sources) {
-            if let Some(mount) = mounts.get_mut(bind.index) {
-                mount.set_source(Some(source.clone()));
+        for (bind, placed) in self.binds.iter().zip(placed) {
+            let Some(mount) = mounts.get_mut(bind.index) else {
+                continue;
+            };
+            mount.set_source(Some(placed.source.clone()));
+            if placed.host_keeps_read_only {
+                let mut options = mount.options().clone().unwrap_or_default();
+                options.retain(|option| option != "ro");
+                mount.set_options(Some(options));
             }
         }
         self.spec.set_mounts(Some(mounts));
+        if let Some(linux) = self.spec.linux_mut() {
+            block_devices::renumber(linux, &self.blocks, numbers);
+        }
         // A spec consists of maps with string keys, lists, strings and numbers: all of it is JSON.
         Ok(serde_json::to_vec(&self.spec).unwrap_or_default())
     }
@@ -141,8 +184,17 @@ fn bind_mounts(mounts: &[Mount]) -> Result<Vec<BindMount>, GuestSpecError> {
             .source()
             .as_ref()
             .ok_or_else(|| GuestSpecError::NoSource(destination.clone()))?;
-        let source = volume::classify(source, destination, options);
-        binds.push(BindMount { index, source });
+        let source = volume::classify(source, destination, options).map_err(|source| {
+            GuestSpecError::Volume {
+                destination: destination.clone(),
+                source,
+            }
+        })?;
+        binds.push(BindMount {
+            index,
+            destination: destination.clone(),
+            source,
+        });
     }
     Ok(binds)
 }
@@ -173,6 +225,13 @@ mod tests {
         serde_json::from_str(json).unwrap()
     }
 
+    fn placed_at(source: &str) -> GuestMount {
+        GuestMount {
+            source: source.into(),
+            host_keeps_read_only: false,
+        }
+    }
+
     const CONTAINER: &str = r#"{
         "ociVersion": "1.1.0",
         "root": {"path": "rootfs", "readonly": true},
@@ -195,8 +254,10 @@ mod tests {
     #[test]
     fn what_only_the_host_knows_goes() {
         let translated = GuestSpec::translate(&spec(CONTAINER), false).unwrap();
-        let sources = ["/s/hosts".into(), "/s/shm".into()];
-        let json = translated.placed(Path::new("/s/root"), &sources).unwrap();
+        let sources = ["/s/hosts", "/s/shm"].map(placed_at);
+        let json = translated
+            .placed(Path::new("/s/root"), &sources, &[])
+            .unwrap();
         let guest: Spec = serde_json::from_slice(&json).unwrap();
         assert!(guest.hooks().is_none());
         let linux = guest.linux().as_ref().unwrap();
@@ -217,8 +278,10 @@ mod tests {
     fn bind_mounts_get_the_guests_sources_and_others_stay() {
         let translated = GuestSpec::translate(&spec(CONTAINER), false).unwrap();
         assert_eq!(translated.binds().len(), 2);
-        let sources = ["/s/hosts".into(), "/s/shm".into()];
-        let json = translated.placed(Path::new("/s/root"), &sources).unwrap();
+        let sources = ["/s/hosts", "/s/shm"].map(placed_at);
+        let json = translated
+            .placed(Path::new("/s/root"), &sources, &[])
+            .unwrap();
         let guest: Spec = serde_json::from_slice(&json).unwrap();
         let found: Vec<_> = guest
             .mounts()
@@ -241,12 +304,35 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_that_the_host_keeps_read_only_is_writable_in_the_guest() {
+        let translated = GuestSpec::translate(&spec(CONTAINER), false).unwrap();
+        let mut sources = ["/s/hosts", "/s/shm"].map(placed_at);
+        sources[0].host_keeps_read_only = true;
+        let json = translated
+            .placed(Path::new("/s/root"), &sources, &[])
+            .unwrap();
+        let guest: Spec = serde_json::from_slice(&json).unwrap();
+        let options = guest.mounts().as_ref().unwrap()[1].options().clone();
+        assert_eq!(options.unwrap(), ["rbind"]);
+    }
+
+    #[test]
+    fn a_mount_towards_the_host_is_refused_by_its_destination() {
+        let shared = spec(
+            r#"{"ociVersion":"1.1.0","mounts":[{"destination":"/mnt","source":"/data",
+                "options":["rbind","rshared"]}]}"#,
+        );
+        let error = GuestSpec::translate(&shared, false).unwrap_err();
+        assert_eq!(error.to_string(), "mounts: /mnt");
+    }
+
+    #[test]
     fn what_a_guest_cannot_honour_is_refused() {
         for (part, why) in [
             (r#""namespaces":[{"type":"user"}]"#, "hostUsers"),
             (
-                r#""devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0}]"#,
-                "/dev/sda",
+                r#""devices":[{"path":"/dev/my-kvm","type":"c","major":10,"minor":232}]"#,
+                "/dev/my-kvm",
             ),
         ] {
             let json = format!(r#"{{"ociVersion":"1.1.0","linux":{{{part}}}}}"#);

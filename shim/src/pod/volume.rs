@@ -1,18 +1,43 @@
-//! The bind mounts of a spec: how each reaches the guest.
+//! The bind mounts of a spec: what each asks for, and what a VM cannot give.
 
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// What a container may change of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everything.
+    ReadWrite,
+    /// Nothing but what lies on mounts below the volume's own.
+    ReadOnly,
+    /// Nothing.
+    RecursivelyReadOnly,
+}
+
+/// Whether mounts that are made on the host below a volume appear in the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Propagation {
+    /// Those of now only (`mountPropagation: None`).
+    Private,
+    /// Later ones, too (`mountPropagation: HostToContainer`).
+    FromHost,
+}
 
 /// How a bind mount's source comes into the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The pod's shared memory, which the guest makes anew.
     SharedMemory,
-    /// A folder or file of the host, exported through virtio-fs.
-    Export {
-        /// Its path on the host.
+    /// What lies at a path of the host.
+    Host {
+        /// The path.
         path: PathBuf,
-        /// Whether the guest may only read it.
-        read_only: bool,
+        /// What the container may change.
+        access: Access,
+        /// Whether later mounts appear.
+        propagation: Propagation,
     },
 }
 
@@ -21,21 +46,94 @@ pub enum Source {
 pub struct BindMount {
     /// Its place in the spec's list of mounts.
     pub index: usize,
+    /// Where the container sees it.
+    pub destination: PathBuf,
     /// Where its content comes from.
     pub source: Source,
 }
 
+/// A volume that a VM pod cannot have.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum VolumeError {
+    /// It would carry mounts of the guest to the host.
+    #[error(
+        "mount propagation from the container to the host (Bidirectional) is not possible from \
+         a VM"
+    )]
+    Bidirectional,
+    /// A unix socket.
+    #[error("{0} is a unix socket of the host, which cannot be connected to from a VM")]
+    Socket(PathBuf),
+    /// A named pipe.
+    #[error("{0} is a named pipe of the host, which a VM cannot share")]
+    Pipe(PathBuf),
+    /// A block device.
+    #[error("{0} is a block device of the host: a VM gets those as volumeDevices")]
+    BlockDevice(PathBuf),
+    /// A character device.
+    #[error("{0} is a device of the host, which a VM does not have")]
+    CharacterDevice(PathBuf),
+}
+
 /// Tells how a bind mount of `source` at `destination` reaches the guest.
-pub fn classify(source: &Path, destination: &Path, options: &[String]) -> Source {
+///
+/// # Errors
+/// [`VolumeError::Bidirectional`].
+pub fn classify(
+    source: &Path,
+    destination: &Path,
+    options: &[String],
+) -> Result<Source, VolumeError> {
     if destination == Path::new("/dev/shm") {
-        return Source::SharedMemory;
+        return Ok(Source::SharedMemory);
     }
-    let read_only = options
-        .iter()
-        .any(|option| option == "ro" || option == "rro");
-    Source::Export {
+    let has = |words: &[&str]| {
+        options
+            .iter()
+            .any(|option| words.contains(&option.as_str()))
+    };
+    if has(&["shared", "rshared"]) {
+        return Err(VolumeError::Bidirectional);
+    }
+    let access = if has(&["rro"]) {
+        Access::RecursivelyReadOnly
+    } else if has(&["ro"]) {
+        Access::ReadOnly
+    } else {
+        Access::ReadWrite
+    };
+    let propagation = if has(&["slave", "rslave"]) {
+        Propagation::FromHost
+    } else {
+        Propagation::Private
+    };
+    Ok(Source::Host {
         path: source.to_owned(),
-        read_only,
+        access,
+        propagation,
+    })
+}
+
+/// Where a guest has the character device of these numbers as every Linux has it
+/// (Documentation/admin-guide/devices.txt), if it is such a one.
+pub fn guest_device(major: u64, minor: u64) -> Option<&'static str> {
+    Some(match (major, minor) {
+        (1, 3) => "/dev/null",
+        (1, 5) => "/dev/zero",
+        (1, 7) => "/dev/full",
+        (1, 8) => "/dev/random",
+        (1, 9) => "/dev/urandom",
+        _ => return None,
+    })
+}
+
+/// A part of a volume: `folder` itself for an empty `below`. Joined, that would get a slash, which
+/// no file may have.
+pub fn part_of(folder: &Path, below: &Path) -> PathBuf {
+    if below.as_os_str().is_empty() {
+        folder.to_owned()
+    } else {
+        folder.join(below)
     }
 }
 
@@ -57,24 +155,44 @@ pub fn is_atomically_written(folder: &Path) -> bool {
 mod tests {
     use super::*;
 
+    fn classified(destination: &str, options: &[&str]) -> Result<Source, VolumeError> {
+        let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+        classify(Path::new("/data"), Path::new(destination), &options)
+    }
+
+    fn host(access: Access, propagation: Propagation) -> Result<Source, VolumeError> {
+        Ok(Source::Host {
+            path: "/data".into(),
+            access,
+            propagation,
+        })
+    }
+
     #[test]
-    fn the_pods_shared_memory_is_made_anew_and_the_rest_exported() {
-        let options = ["rbind".to_owned(), "ro".to_owned()];
+    fn the_pods_shared_memory_is_made_anew() {
+        let shared = classified("/dev/shm", &["rbind", "ro"]);
+        assert_eq!(shared, Ok(Source::SharedMemory));
+    }
+
+    #[test]
+    fn the_options_say_what_a_container_may_change_and_see() {
+        let private = host(Access::ReadWrite, Propagation::Private);
+        assert_eq!(classified("/mnt", &["rbind", "rprivate", "rw"]), private);
+        let slave = host(Access::ReadOnly, Propagation::FromHost);
+        assert_eq!(classified("/mnt", &["rbind", "rslave", "ro"]), slave);
+        let whole = host(Access::RecursivelyReadOnly, Propagation::Private);
+        assert_eq!(classified("/mnt", &["rbind", "rro"]), whole);
+        let shared = classified("/mnt", &["rbind", "rshared"]);
+        assert_eq!(shared, Err(VolumeError::Bidirectional));
+    }
+
+    #[test]
+    fn all_of_a_volume_has_no_slash_at_its_end() {
         assert_eq!(
-            classify(
-                Path::new("/run/sandbox/shm"),
-                Path::new("/dev/shm"),
-                &options
-            ),
-            Source::SharedMemory
+            part_of(Path::new("/file"), Path::new("")).as_os_str(),
+            "/file"
         );
-        assert_eq!(
-            classify(Path::new("/data"), Path::new("/mnt"), &options),
-            Source::Export {
-                path: "/data".into(),
-                read_only: true
-            }
-        );
+        assert_eq!(part_of(Path::new("/a"), Path::new("b")), Path::new("/a/b"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use podvisor_devices::fs::{CachePolicy, ExportOptions};
+use podvisor_devices::fs::{CachePolicy, ExportOptions, Writes};
 use podvisor_proto::agent::SHARED_DIR;
 use podvisor_proto::agent::v1::{self as agent, CreateContainerRequest, CreateExecRequest};
 
@@ -117,20 +117,30 @@ async fn make(
     let name = format!("root-{}", plan.id);
     // The root of a container is changed by nobody else.
     let options = ExportOptions {
-        read_only: false,
+        writes: Writes::Everything,
         cache: CachePolicy::Always,
     };
     hands
         .machine
         .add_export(&name, hands.host.open_path(&root)?, options)?;
     undo.push(Undo::RemoveExport(name.clone()));
-    let mut sources = Vec::with_capacity(spec.binds().len());
+    let mut mounts = Vec::with_capacity(spec.binds().len());
     for bind in spec.binds() {
-        let placed = hands.volumes.acquire(bind.source.clone()).await?;
+        let placed = hands.volumes.acquire(bind.source.clone()).await;
+        let placed = placed.map_err(|error| TaskError::Mount {
+            destination: bind.destination.clone(),
+            source: Box::new(error),
+        })?;
         undo.extend(placed.key.map(Undo::ReleaseVolume));
-        sources.push(placed.guest_path);
+        mounts.push(placed.mount);
     }
-    let spec_json = spec.placed(&Path::new(SHARED_DIR).join(name), &sources)?;
+    let mut numbers = Vec::with_capacity(spec.blocks().len());
+    for block in spec.blocks() {
+        let placed = hands.volumes.acquire_disk(block.disk).await?;
+        undo.push(Undo::ReleaseVolume(placed.key));
+        numbers.push(placed.number);
+    }
+    let spec_json = spec.placed(&Path::new(SHARED_DIR).join(name), &mounts, &numbers)?;
     let request = CreateContainerRequest {
         container_id: plan.id.clone(),
         spec_json,

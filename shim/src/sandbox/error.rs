@@ -1,5 +1,7 @@
 //! Why a task's call fails.
 
+use std::path::PathBuf;
+
 use podvisor_devices::fs::ExportError;
 use podvisor_proto::ttrpc::Status;
 use thiserror::Error;
@@ -8,6 +10,7 @@ use super::process::Refusal;
 use crate::annotations::AnnotationError;
 use crate::config::ConfigError;
 use crate::guest::boot::BootError;
+use crate::guest::disk::DiskError;
 use crate::host::HostError;
 use crate::io::StdioError;
 use crate::pod::BundleError;
@@ -16,6 +19,7 @@ use crate::pod::guest_spec::GuestSpecError;
 use crate::pod::network::HostNetworkError;
 use crate::pod::resources::ResourcesError;
 use crate::pod::sizing::SizeError;
+use crate::pod::volume::VolumeError;
 use crate::sandbox::mirror::MirrorError;
 
 /// Why a task's call fails.
@@ -80,6 +84,20 @@ pub enum TaskError {
     /// A folder cannot be given to the guest.
     #[error("cannot export to the guest")]
     Export(#[from] ExportError),
+    /// A bind mount of the container cannot be had.
+    #[error("mounts: {destination}")]
+    Mount {
+        /// Where the container would see it.
+        destination: PathBuf,
+        /// Why not.
+        source: Box<TaskError>,
+    },
+    /// A disk cannot be given to the guest.
+    #[error("cannot attach a disk")]
+    Disk(#[from] DiskError),
+    /// A volume is of a kind that a VM cannot have.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// A volume cannot be copied into the guest.
     #[error("cannot mirror a volume")]
     Mirror(#[from] MirrorError),

@@ -7,6 +7,7 @@ mod create;
 mod creation;
 mod ending;
 mod error;
+mod hot_disk;
 mod mirror;
 mod plan;
 mod process;

@@ -6,39 +6,82 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use podvisor_devices::fs::{CachePolicy, ExportOptions};
-use podvisor_proto::agent::v1::{AgentClient, ApplyVolumeRequest, RemoveVolumeRequest};
-use podvisor_proto::agent::{MIRROR_DIR, SHARED_DIR, SHM_DIR};
+use podvisor_devices::fs::{CachePolicy, ExportOptions, Writes};
+use podvisor_proto::agent::v1::{
+    self as agent, AgentClient, ApplyVolumeRequest, MakeVolumeRequest, RemoveVolumeRequest,
+};
+use podvisor_proto::agent::{MEMORY_DIR, MIRROR_DIR, SHARED_DIR, SHM_DIR};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::error::TaskError;
+use super::hot_disk::HotDisk;
 use super::mirror::{self, MirrorError};
 use crate::guest::Machine;
-use crate::host::HostOps;
-use crate::pod::volume::{Source, is_atomically_written};
+use crate::host::{DiskRequest, HostOps, MemoryOrigin, Ownership, VolumeOrigin};
+use crate::pod::block_devices::GuestNumber;
+use crate::pod::guest_spec::GuestMount;
+use crate::pod::volume::{
+    Access, Propagation, Source, VolumeError, guest_device, is_atomically_written, part_of,
+};
 
 /// How long a guest may trust what it knows of a folder that others change as well.
 const SHARED_CACHE: Duration = Duration::from_secs(1);
 
-/// Names a volume.
+/// Names a volume that is taken from the guest with its last user.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct VolumeKey {
+pub enum VolumeKey {
+    /// A folder or file.
+    Folder(FolderKey),
+    /// A block device.
+    Disk(DiskRequest),
+}
+
+/// Names a folder or file. All containers of a pod share one export of it, and with it one cache
+/// and one set of locks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FolderKey {
     path: PathBuf,
-    read_only: bool,
+    propagation: Propagation,
+    /// Whether mounts below are writable where the volume itself is not: then it cannot be one
+    /// with what other containers may write.
+    only_mounts_below: bool,
 }
 
 /// A volume that a container uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed {
-    /// Where it is in the guest.
-    pub guest_path: PathBuf,
+    /// What the container mounts.
+    pub mount: GuestMount,
     /// What to release it by; None when there is nothing to release.
     pub key: Option<VolumeKey>,
 }
 
+impl Placed {
+    /// What stays in the guest for as long as it lives.
+    fn lasting(source: PathBuf) -> Self {
+        Self {
+            mount: GuestMount {
+                source,
+                host_keeps_read_only: false,
+            },
+            key: None,
+        }
+    }
+}
+
+/// A block device that a container uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacedDisk {
+    /// Its number in the guest.
+    pub number: GuestNumber,
+    /// What to release it by.
+    pub key: VolumeKey,
+}
+
 enum Order {
     Acquire(Source, oneshot::Sender<Result<Placed, TaskError>>),
+    AcquireDisk(DiskRequest, oneshot::Sender<Result<PlacedDisk, TaskError>>),
     Release(VolumeKey, oneshot::Sender<()>),
 }
 
@@ -57,6 +100,7 @@ impl Volumes {
             agent,
             host,
             volumes: HashMap::new(),
+            memory: HashMap::new(),
             made: 0,
         };
         tokio::spawn(owner.run(received));
@@ -70,6 +114,16 @@ impl Volumes {
     pub async fn acquire(&self, source: Source) -> Result<Placed, TaskError> {
         let (reply, answer) = oneshot::channel();
         let _ = self.orders.send(Order::Acquire(source, reply));
+        answer.await.map_err(|_| TaskError::Gone)?
+    }
+
+    /// Gives the guest a disk, once for all that use it.
+    ///
+    /// # Errors
+    /// [`TaskError`]; the guest has not got it then.
+    pub async fn acquire_disk(&self, disk: DiskRequest) -> Result<PlacedDisk, TaskError> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.orders.send(Order::AcquireDisk(disk, reply));
         answer.await.map_err(|_| TaskError::Gone)?
     }
 
@@ -87,6 +141,8 @@ enum Kind {
     Export(String),
     /// Under the folder of mirrors, kept equal by a task.
     Mirror(String, AbortHandle),
+    /// On the guest's PCI bus.
+    Disk(String, GuestNumber),
 }
 
 struct Volume {
@@ -99,6 +155,8 @@ struct Owner {
     agent: AgentClient,
     host: Arc<dyn HostOps>,
     volumes: HashMap<VolumeKey, Volume>,
+    /// Names of the volumes in the guest's memory, by the device of the host's file system.
+    memory: HashMap<String, String>,
     /// Volumes made so far, for names that are never used twice.
     made: u64,
 }
@@ -111,6 +169,12 @@ impl Owner {
                     let placed = self.acquire(source).await;
                     if let Err(Ok(Placed { key: Some(key), .. })) = reply.send(placed) {
                         // Who asked is gone.
+                        self.release(&key).await;
+                    }
+                }
+                Order::AcquireDisk(disk, reply) => {
+                    let placed = self.acquire_disk(disk).await;
+                    if let Err(Ok(PlacedDisk { key, .. })) = reply.send(placed) {
                         self.release(&key).await;
                     }
                 }
@@ -128,61 +192,193 @@ impl Owner {
     }
 
     async fn acquire(&mut self, source: Source) -> Result<Placed, TaskError> {
-        let Source::Export { path, read_only } = source else {
-            return Ok(Placed {
-                guest_path: SHM_DIR.into(),
-                key: None,
-            });
+        let Source::Host {
+            path,
+            access,
+            propagation,
+        } = source
+        else {
+            return Ok(Placed::lasting(SHM_DIR.into()));
         };
-        let key = VolumeKey { path, read_only };
-        if !self.volumes.contains_key(&key) {
-            let kind = self.make(&key).await?;
-            self.volumes.insert(key.clone(), Volume { kind, users: 0 });
-        }
-        let volume = self.volumes.get_mut(&key).ok_or(TaskError::Gone)?;
-        volume.users += 1;
-        let guest_path = match &volume.kind {
-            Kind::Export(name) => Path::new(SHARED_DIR).join(name),
-            Kind::Mirror(name, _) => Path::new(MIRROR_DIR).join(name),
-        };
-        Ok(Placed {
-            guest_path,
-            key: Some(key),
-        })
-    }
-
-    async fn make(&mut self, key: &VolumeKey) -> Result<Kind, TaskError> {
-        self.made += 1;
-        let name = format!("volume-{}", self.made);
-        if is_atomically_written(&key.path) {
-            match self.mirror(key, &name).await {
+        // The kubelet mounts these read-only; what a pod may write to has to reach the host.
+        if access != Access::ReadWrite && is_atomically_written(&path) {
+            match self.acquire_mirror(&path).await {
                 Err(TaskError::Mirror(MirrorError::TooLarge(_))) => {}
                 other => return other,
             }
         }
-        let folder = self.host.open_path(&key.path)?;
-        let options = ExportOptions {
-            read_only: key.read_only,
-            cache: CachePolicy::Bounded(SHARED_CACHE),
-        };
-        self.machine.add_export(&name, folder, options)?;
-        Ok(Kind::Export(name))
+        match self.inspect(path.clone()).await? {
+            VolumeOrigin::Memory(memory) => self.acquire_memory(memory).await,
+            VolumeOrigin::EmptyDir { folder, below } => {
+                let key = FolderKey {
+                    path: folder,
+                    propagation: Propagation::Private,
+                    only_mounts_below: false,
+                };
+                self.acquire_export(key, &below, access, CachePolicy::Always)
+            }
+            VolumeOrigin::Shared { has_mounts } => {
+                let key = FolderKey {
+                    path,
+                    propagation,
+                    only_mounts_below: has_mounts && access == Access::ReadOnly,
+                };
+                let cache = CachePolicy::Bounded(SHARED_CACHE);
+                self.acquire_export(key, Path::new(""), access, cache)
+            }
+            VolumeOrigin::Device { block: true, .. } => Err(VolumeError::BlockDevice(path).into()),
+            VolumeOrigin::Device { major, minor, .. } => match guest_device(major, minor) {
+                Some(device) => Ok(Placed::lasting(device.into())),
+                None => Err(VolumeError::CharacterDevice(path).into()),
+            },
+            VolumeOrigin::Socket => Err(VolumeError::Socket(path).into()),
+            VolumeOrigin::Pipe => Err(VolumeError::Pipe(path).into()),
+        }
     }
 
-    async fn mirror(&self, key: &VolumeKey, name: &str) -> Result<Kind, TaskError> {
+    /// Looks at a volume on a thread that may wait: its file system can be slow.
+    async fn inspect(&self, path: PathBuf) -> Result<VolumeOrigin, TaskError> {
+        let host = Arc::clone(&self.host);
+        Ok(tokio::task::spawn_blocking(move || host.inspect_volume(&path)).await??)
+    }
+
+    fn acquire_export(
+        &mut self,
+        key: FolderKey,
+        below: &Path,
+        access: Access,
+        cache: CachePolicy,
+    ) -> Result<Placed, TaskError> {
+        let writes = writes(access, key.only_mounts_below);
+        let only_mounts_below = key.only_mounts_below;
+        let (path, propagation) = (key.path.clone(), key.propagation);
+        let key = VolumeKey::Folder(key);
+        let name = match self.volumes.get_mut(&key) {
+            Some(Volume {
+                kind: Kind::Export(name),
+                users,
+            }) => {
+                self.machine.allow_writes(name, writes)?;
+                *users += 1;
+                name.clone()
+            }
+            _ => {
+                let name = self.next_name();
+                let opened = self.host.open_volume(&path, propagation)?;
+                let options = ExportOptions { writes, cache };
+                self.machine.add_export(&name, opened, options)?;
+                self.insert(key.clone(), Kind::Export(name.clone()));
+                name
+            }
+        };
+        Ok(Placed {
+            mount: GuestMount {
+                source: part_of(&Path::new(SHARED_DIR).join(&name), below),
+                host_keeps_read_only: only_mounts_below,
+            },
+            key: Some(key),
+        })
+    }
+
+    async fn acquire_mirror(&mut self, path: &Path) -> Result<Placed, TaskError> {
+        let key = FolderKey {
+            path: path.to_owned(),
+            propagation: Propagation::Private,
+            only_mounts_below: false,
+        };
+        let key = VolumeKey::Folder(key);
+        let name = match self.volumes.get_mut(&key) {
+            Some(Volume {
+                kind: Kind::Mirror(name, _),
+                users,
+            }) => {
+                *users += 1;
+                name.clone()
+            }
+            _ => {
+                let name = self.next_name();
+                let follower = self.mirror(path, &name).await?;
+                self.insert(key.clone(), Kind::Mirror(name.clone(), follower));
+                name
+            }
+        };
+        Ok(Placed {
+            key: Some(key),
+            ..Placed::lasting(Path::new(MIRROR_DIR).join(name))
+        })
+    }
+
+    /// The volume is empty at first and stays in the guest until that ends, as the kubelet's
+    /// stays until the pod does.
+    async fn acquire_memory(&mut self, origin: MemoryOrigin) -> Result<Placed, TaskError> {
+        let name = match self.memory.get(&origin.device) {
+            Some(name) => name.clone(),
+            None => self.next_name(),
+        };
+        let part = origin.below.to_str().ok_or_else(|| {
+            let path = origin.below.display();
+            TaskError::Invalid(format!("the sub-path {path} is not UTF-8"))
+        })?;
+        let request = MakeVolumeRequest {
+            volume_id: name.clone(),
+            size_bytes: origin.size_bytes.unwrap_or_default(),
+            huge_page_bytes: origin.huge_page_bytes.unwrap_or_default(),
+            root: Some(ownership(origin.root)),
+            part: part.to_owned(),
+            part_ownership: Some(ownership(origin.part)),
+        };
+        self.agent.make_volume(request).await?;
+        let folder = Path::new(MEMORY_DIR).join(&name);
+        self.memory.insert(origin.device, name);
+        Ok(Placed::lasting(part_of(&folder, &origin.below)))
+    }
+
+    async fn acquire_disk(&mut self, disk: DiskRequest) -> Result<PlacedDisk, TaskError> {
+        let key = VolumeKey::Disk(disk);
+        let number = match self.volumes.get_mut(&key) {
+            Some(Volume {
+                kind: Kind::Disk(_, number),
+                users,
+            }) => {
+                *users += 1;
+                *number
+            }
+            _ => {
+                let name = self.next_name();
+                let hot = HotDisk {
+                    name: &name,
+                    machine: &self.machine,
+                    agent: &self.agent,
+                };
+                let number = hot.attach(&self.host, disk).await?;
+                self.insert(key.clone(), Kind::Disk(name, number));
+                number
+            }
+        };
+        Ok(PlacedDisk { number, key })
+    }
+
+    /// A name that no volume of this guest has had.
+    fn next_name(&mut self) -> String {
+        self.made += 1;
+        format!("volume-{}", self.made)
+    }
+
+    fn insert(&mut self, key: VolumeKey, kind: Kind) {
+        self.volumes.insert(key, Volume { kind, users: 1 });
+    }
+
+    async fn mirror(&self, path: &Path, name: &str) -> Result<AbortHandle, TaskError> {
         // Watched before it is read: no change is missed.
-        let watch = mirror::Watch::new(&key.path)?;
-        let entries = mirror::read_volume(&key.path)?;
+        let watch = mirror::Watch::new(path)?;
+        let entries = mirror::read_volume(path)?;
         let request = ApplyVolumeRequest {
             volume_id: name.to_owned(),
             entries,
         };
         self.agent.apply_volume(request).await?;
-        let follower = mirror::follow(watch, key.path.clone(), name.to_owned(), self.agent.clone());
-        Ok(Kind::Mirror(
-            name.to_owned(),
-            tokio::spawn(follower).abort_handle(),
-        ))
+        let follower = mirror::follow(watch, path.to_owned(), name.to_owned(), self.agent.clone());
+        Ok(tokio::spawn(follower).abort_handle())
     }
 
     async fn release(&mut self, key: &VolumeKey) {
@@ -203,9 +399,32 @@ impl Owner {
                     .await;
             }
             Some(Kind::Export(name)) => remove_export(&self.machine, name).await,
+            Some(Kind::Disk(name, _)) => {
+                let hot = HotDisk {
+                    name: &name,
+                    machine: &self.machine,
+                    agent: &self.agent,
+                };
+                hot.detach().await;
+            }
             None => {}
         }
     }
+}
+
+/// What a container's access lets it change of an export, which may have mounts below it that stay
+/// writable.
+fn writes(access: Access, mounts_below: bool) -> Writes {
+    match access {
+        Access::ReadWrite => Writes::Everything,
+        Access::ReadOnly if mounts_below => Writes::OtherMounts,
+        Access::ReadOnly | Access::RecursivelyReadOnly => Writes::Nothing,
+    }
+}
+
+fn ownership(ownership: Ownership) -> agent::Ownership {
+    let Ownership { mode, uid, gid } = ownership;
+    agent::Ownership { mode, uid, gid }
 }
 
 /// Takes an export from the guest; waits for its requests on a thread that may wait.
@@ -214,5 +433,18 @@ pub async fn remove_export(machine: &Arc<dyn Machine>, name: String) {
     let removed = tokio::task::spawn_blocking(move || machine.remove_export(&name)).await;
     if let Ok(Err(error)) = removed {
         tracing::warn!(%error, "an export is still in use");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_recursively_read_only_volumes_keep_mounts_below_from_writes() {
+        assert_eq!(writes(Access::RecursivelyReadOnly, true), Writes::Nothing);
+        assert_eq!(writes(Access::ReadOnly, true), Writes::OtherMounts);
+        assert_eq!(writes(Access::ReadOnly, false), Writes::Nothing);
+        assert_eq!(writes(Access::ReadWrite, true), Writes::Everything);
     }
 }

@@ -33,6 +33,7 @@ fn code(error: &TaskError) -> Code {
         | TaskError::Spec(_)
         | TaskError::Resources(_)
         | TaskError::Invalid(_)
+        | TaskError::Volume(_)
         | TaskError::Bundle(_)
         | TaskError::Cgroup(_)
         | TaskError::Stdio(_) => Code::InvalidArgument,
@@ -42,7 +43,9 @@ fn code(error: &TaskError) -> Code {
         | TaskError::Boot(_)
         | TaskError::Host(_)
         | TaskError::Export(_)
+        | TaskError::Disk(_)
         | TaskError::Mirror(_) => Code::Internal,
+        TaskError::Mount { source, .. } => code(source),
         TaskError::Gone => Code::Unavailable,
         TaskError::Agent(status) => agent_code(status.code()),
     }

@@ -1,6 +1,7 @@
 //! A guest without a machine: its agent answers from a table, over streams in memory.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use podvisor_devices::fs::{ExportError, ExportOptions};
+use podvisor_devices::fs::{ExportError, ExportOptions, Writes};
 use podvisor_proto::agent::v1::*;
 use podvisor_proto::agent::{AGENT_PORT, FORWARD_PORT, PROTOCOL_VERSION, READY_PORT};
 use podvisor_proto::ttrpc::{Server, Status};
@@ -17,11 +18,14 @@ use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, watch};
 
+use crate::guest::disk::{Disk, DiskError};
 use crate::guest::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
 use crate::host::{
-    ConfineRequest, HostError, HostOps, NamespaceListeners, NetworkRequest, Nic, RootfsRequest,
+    ConfineRequest, DiskRequest, HostError, HostOps, NamespaceListeners, NetworkRequest, Nic,
+    RootfsRequest, VolumeOrigin,
 };
 use crate::pod::files::PodFiles;
+use crate::pod::volume::Propagation;
 
 /// What a test can see and steer.
 #[derive(Default)]
@@ -36,6 +40,7 @@ pub struct State {
     /// (container, exec) of all processes.
     pub processes: BTreeSet<(String, String)>,
     pub exports: BTreeSet<String>,
+    pub disks: BTreeSet<String>,
     pub mounted: BTreeSet<String>,
     pub redirected: bool,
     /// Where connections to the pod's ports are taken.
@@ -155,6 +160,20 @@ impl Machine for FakeMachine {
         }
     }
 
+    fn allow_writes(&self, _: &str, _: Writes) -> Result<(), ExportError> {
+        Ok(())
+    }
+
+    fn add_disk(&self, disk: Disk) -> Result<(), DiskError> {
+        self.0.state.lock().unwrap().disks.insert(disk.name);
+        Ok(())
+    }
+
+    fn remove_disk(&self, name: &str) -> Result<(), DiskError> {
+        self.0.state.lock().unwrap().disks.remove(name);
+        Ok(())
+    }
+
     fn remove_export(&self, name: &str) -> Result<(), ExportError> {
         let there = self.0.state.lock().unwrap().exports.remove(name);
         if there {
@@ -221,6 +240,18 @@ impl Agent for FakeAgent {
     }
     async fn apply_volume(&self, _: ApplyVolumeRequest) -> Result<ApplyVolumeResponse, Status> {
         Ok(ApplyVolumeResponse {})
+    }
+    async fn make_volume(&self, _: MakeVolumeRequest) -> Result<MakeVolumeResponse, Status> {
+        Ok(MakeVolumeResponse {})
+    }
+    async fn find_disk(&self, _: FindDiskRequest) -> Result<FindDiskResponse, Status> {
+        Ok(FindDiskResponse {
+            major: 254,
+            minor: 0,
+        })
+    }
+    async fn release_disk(&self, _: ReleaseDiskRequest) -> Result<ReleaseDiskResponse, Status> {
+        Ok(ReleaseDiskResponse {})
     }
     async fn remove_volume(&self, _: RemoveVolumeRequest) -> Result<RemoveVolumeResponse, Status> {
         Ok(RemoveVolumeResponse {})
@@ -399,6 +430,15 @@ impl HostOps for FakeHost {
     fn confine(&self, request: &ConfineRequest) -> Result<(), HostError> {
         self.0.state.lock().unwrap().cpus.clone_from(&request.cpus);
         Ok(())
+    }
+    fn open_disk(&self, _: &DiskRequest) -> Result<File, HostError> {
+        Ok(File::open("/dev/null").unwrap())
+    }
+    fn inspect_volume(&self, _: &Path) -> Result<VolumeOrigin, HostError> {
+        Ok(VolumeOrigin::Shared { has_mounts: false })
+    }
+    fn open_volume(&self, path: &Path, _: Propagation) -> Result<OwnedFd, HostError> {
+        self.open_path(path)
     }
     fn open_path(&self, _: &Path) -> Result<OwnedFd, HostError> {
         let opened = std::fs::File::open("/").map_err(io::Error::other).unwrap();

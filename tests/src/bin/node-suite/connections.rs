@@ -1,11 +1,9 @@
 //! Very many connections at a time into one pod.
 //!
-//! The pod's end is this program itself, which the container gets from the node: it takes
-//! connections, keeps them all, and sends back what each one says.
+//! The pod's end takes connections, keeps them all, and sends back what each one says.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,35 +11,19 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use podvisor_tests::{Cri, Handler, PodBuilder, wait};
 
 use crate::case::{Case, long};
+use crate::in_pod;
 
 const CONNECTIONS: usize = 10_000;
 const PORT: u16 = 7;
-/// The word that makes this program the pod's end.
-const HOLD: &str = "--hold-connections";
 
 pub fn cases() -> Vec<Case> {
     vec![long("a_pod_holds_10000_connections", ten_thousand)]
 }
 
-/// The port on which this program is to be the pod's end.
-pub fn port_to_hold() -> Option<u16> {
-    let mut words = std::env::args().skip_while(|word| word != HOLD);
-    words.nth(1)?.parse().ok()
-}
-
-/// Takes [`CONNECTIONS`] connections, then listens to each in turn, for ever.
-pub fn hold(port: u16) -> ExitCode {
-    match serve(port) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn serve(port: u16) -> Result<()> {
+/// Takes [`CONNECTIONS`] connections to a port, then listens to each in turn, for ever.
+pub fn hold(port: &str) -> Result<()> {
     allow_files()?;
+    let port: u16 = port.parse().context("port")?;
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
     let mut connections = Vec::with_capacity(CONNECTIONS);
     while connections.len() < CONNECTIONS {
@@ -83,12 +65,9 @@ fn ten_thousand(cri: &Cri) -> Result<()> {
     let pod = PodBuilder::new(cri, Handler::Podvisor, "many")
         .memory_mib(512)
         .run()?;
-    let program = std::env::current_exe()?;
     let port = PORT.to_string();
-    let _holder = pod
-        .container("holder")
-        .mount_read_only(&program, "/suite")
-        .command(&["/suite", HOLD, &port])
+    let _holder = in_pod::with_program(pod.container("holder"))?
+        .command(&in_pod::command(in_pod::HOLD_CONNECTIONS, &port))
         .start()?;
     let address = pod.addresses()?.first().cloned().context("no address")?;
     let connect = || TcpStream::connect((address.as_str(), PORT));

@@ -13,7 +13,9 @@ mod case;
 #[cfg(test)]
 mod compatibility;
 mod connections;
+mod disks;
 mod failures;
+mod in_pod;
 mod life;
 mod lifecycle;
 mod logs;
@@ -29,6 +31,7 @@ mod selection;
 mod statistics;
 mod streams;
 mod vm;
+mod volumes;
 mod watch;
 
 use case::Case;
@@ -46,6 +49,7 @@ fn cases() -> Vec<Case> {
         lifecycle::cases(),
         bad_input::cases(),
         failures::cases(),
+        volumes::cases(),
     ];
     let guests = [
         network::cases(),
@@ -55,6 +59,7 @@ fn cases() -> Vec<Case> {
         statistics::cases(),
         refusals::cases(),
         security::cases(),
+        disks::cases(),
         vm::cases(),
     ];
     let guests = guests.into_iter().flatten().map(Case::shared);
@@ -62,8 +67,8 @@ fn cases() -> Vec<Case> {
 }
 
 fn main() -> ExitCode {
-    if let Some(port) = connections::port_to_hold() {
-        return connections::hold(port);
+    if let Some(done) = in_pod::run() {
+        return done;
     }
     let (selection, words) = match Selection::of_arguments(std::env::args()) {
         Ok(parsed) => parsed,

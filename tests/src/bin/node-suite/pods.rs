@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use podvisor_tests::{Container, Cri, Handler, PodBuilder, wait};
 
 use crate::case::{Case, gate};
+use crate::in_pod;
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -163,8 +164,13 @@ fn config_map_update(cri: &Cri) -> Result<()> {
         "while true; do s=$(cat /config/key 2>&1); [ \"$s\" = \"$l\" ] || echo \"$s\"; l=$s; done",
     );
     let reader = reader.start()?;
+    let watcher = in_pod::with_program(pod.container("watcher"))?
+        .mount_read_only(&volume, "/config")
+        .command(&in_pod::command(in_pod::WATCH, "/config"))
+        .start()?;
     wait::until("first version", Duration::from_secs(20), || {
-        Ok(reader.log()?.stdout.contains("one").then_some(()))
+        let ready = reader.log()?.stdout.contains("one") && !watcher.log()?.stdout.is_empty();
+        Ok(ready.then_some(()))
     })?;
     publish(&volume, 2, "two")?;
     wait::until("second version", Duration::from_secs(20), || {
@@ -172,6 +178,8 @@ fn config_map_update(cri: &Cri) -> Result<()> {
     })?;
     let seen = reader.log()?.stdout;
     ensure!(seen == "one\ntwo\n", "the swap was not atomic: {seen:?}");
+    let events = watcher.log()?.stdout;
+    ensure!(events == "watching\n..data\n", "inotify events: {events:?}");
     Ok(())
 }
 

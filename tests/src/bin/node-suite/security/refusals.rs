@@ -1,6 +1,7 @@
 //! What a security context asks of the node itself.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use podvisor_proto::cri::v1::{NamespaceMode, NamespaceOption};
@@ -91,11 +92,13 @@ fn policies(cri: &Cri) -> Result<()> {
 
 fn devices(cri: &Cri) -> Result<()> {
     let pod = PodBuilder::new(cri, Handler::Podvisor, "devices").run()?;
-    let kvm = pod.container("kvm").device("/dev/kvm", "/dev/mine");
+    let kvm = pod.container("kvm");
+    let kvm = kvm.device(Path::new("/dev/kvm"), "/dev/mine", "rwm");
     let error = kvm.start().err().context("the node's KVM was taken")?;
     ensure!(format!("{error:#}").contains("/dev/mine"), "{error:#}");
     // What every kernel has is the guest's.
-    let fuse = pod.container("fuse").device("/dev/zero", "/dev/nothing");
+    let fuse = pod.container("fuse");
+    let fuse = fuse.device(Path::new("/dev/zero"), "/dev/nothing", "rwm");
     let read = fuse.start()?.shell("head -c 3 /dev/nothing | wc -c")?;
     ensure!(read == "3", "a standard device: {read}");
     Ok(())
