@@ -56,6 +56,9 @@ const MOUNT_OPTIONS: &[&str] = &[
     "symfollow",
 ];
 
+/// Namespaces that a container can have of its own in the guest.
+const NAMESPACES: &[&str] = &["cgroup", "ipc", "mount", "pid", "uts"];
+
 /// Writes the message to stdout.
 ///
 /// # Errors
@@ -76,12 +79,14 @@ pub fn print() -> io::Result<()> {
     io::stdout().write_all(&info.encode_to_vec())
 }
 
-/// OCI runtime specification, features.md.
+/// OCI runtime specification, features.md and features-linux.md. containerd 2.1 dies of features
+/// with mount options and no word of Linux.
 fn features() -> Value {
     json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.2.0",
         "mountOptions": MOUNT_OPTIONS,
+        "linux": {"namespaces": NAMESPACES},
     })
 }
 
@@ -94,5 +99,6 @@ mod tests {
         let features = features();
         let options = features["mountOptions"].as_array().unwrap();
         assert!(options.contains(&json!("rro")));
+        assert!(features["linux"]["namespaces"].is_array());
     }
 }

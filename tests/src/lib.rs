@@ -6,6 +6,7 @@
 
 pub mod cni;
 pub mod container;
+pub mod container_builder;
 pub mod cri;
 pub mod initial_image;
 pub mod log_file;
@@ -17,7 +18,8 @@ pub mod task;
 pub mod wait;
 
 pub use cni::PodNetworks;
-pub use container::{Container, ContainerBuilder, ExecOutput};
+pub use container::{Container, ExecOutput};
+pub use container_builder::ContainerBuilder;
 pub use cri::Cri;
 pub use initial_image::InitialImage;
 pub use pod::{Handler, Pod, PodBuilder};

@@ -14,7 +14,7 @@ use podvisor_proto::cri::v1::{
     RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest, UInt64Value,
 };
 
-use crate::container::ContainerBuilder;
+use crate::container_builder::ContainerBuilder;
 use crate::cri::Cri;
 
 /// The folder of every test pod's cgroup, as the kubelet's cgroup root.
