@@ -68,9 +68,9 @@ mod tests {
 
     use super::*;
 
-    /// What containerd 2.3 writes for the sandbox `pod1` of a handler with `ConfigPath`, byte by
-    /// byte (api/runtime/bootstrap/v1/bootstrap.proto).
-    const RECORDED: &[u8] =
+    /// What containerd 2.3 writes for the sandbox `pod1` of a handler with `ConfigPath`, put
+    /// together byte by byte from its definition (api/runtime/bootstrap/v1/bootstrap.proto).
+    const ENCODED: &[u8] =
         b"\x0a\x04pod1\x12\x06k8s.io\x18\xfc\xff\xff\xff\xff\xff\xff\xff\xff\x01\
         \x22\x052.3.4\x2a\x29/run/containerd/containerd.sock.ttrpc-abc\
         \x32\x1f/run/containerd/containerd.sock\x3a\x13/usr/bin/containerd\
@@ -98,8 +98,8 @@ mod tests {
     }
 
     #[test]
-    fn recorded_parameters_are_understood() {
-        let input = decode(RECORDED);
+    fn parameters_are_understood() {
+        let input = decode(ENCODED);
         let Input::Params(params) = &input else {
             panic!("{input:?}");
         };

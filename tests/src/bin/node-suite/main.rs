@@ -49,7 +49,6 @@ fn cases() -> Vec<Case> {
         lifecycle::cases(),
         bad_input::cases(),
         failures::cases(),
-        volumes::cases(),
     ];
     let guests = [
         network::cases(),
@@ -59,6 +58,7 @@ fn cases() -> Vec<Case> {
         statistics::cases(),
         refusals::cases(),
         security::cases(),
+        volumes::cases(),
         disks::cases(),
         vm::cases(),
     ];

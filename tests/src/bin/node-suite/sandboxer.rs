@@ -1,6 +1,6 @@
 //! Cases that run once more with pods whose sandbox is a task of containerd's sandboxer "shim":
-//! one of each kind, since what is below is the same. `--env PODVISOR_HANDLER=podvisor-sandbox` runs
-//! everything with them.
+//! one of each kind, since what is below is the same, and half of them for every change. `--env
+//! PODVISOR_HANDLER=podvisor-sandbox` runs everything with them.
 
 use crate::case::Case;
 
@@ -34,7 +34,7 @@ pub fn again(cases: Vec<Case>) -> Vec<(String, Case)> {
         .map(|case| {
             (
                 format!("{}{SUFFIX}", case.name),
-                case.with_vm_pods_of(handler),
+                case.with_vm_pods_of(handler).shared(),
             )
         })
         .collect()

@@ -17,7 +17,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         beside_runc("containers_go_through_all_their_states", states),
         beside_runc("containers_follow_one_another_in_a_living_pod", one_by_one),
-        gate("twenty_containers_share_a_pod", twenty),
+        gate("twenty_containers_share_a_pod", twenty).shared(),
     ]
 }
 

@@ -9,13 +9,8 @@ mod pods;
 use crate::case::Case;
 
 pub fn cases() -> Vec<Case> {
-    [
-        pods::cases(),
-        containers::cases(),
-        ends::cases(),
-        images::cases(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    let containerds = [pods::cases(), containers::cases()];
+    let guests = [ends::cases(), images::cases()];
+    let guests = guests.into_iter().flatten().map(Case::shared);
+    containerds.into_iter().flatten().chain(guests).collect()
 }
