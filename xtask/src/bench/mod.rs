@@ -16,7 +16,7 @@ use crate::{dist, packages, process, workspace};
 use programs::{Bench, Programs};
 
 /// Benchmarks that compare by instructions where there is no real processor to time.
-const BY_INSTRUCTIONS: &[&str] = &["boot"];
+const BY_INSTRUCTIONS: &[&str] = &["boot", "pod"];
 /// Benchmarks of plain computation: they need neither virtualization nor containerd.
 const ANYWHERE: &[&str] = &["queues"];
 
@@ -34,6 +34,9 @@ pub struct BenchArgs {
     /// The node's containerd version.
     #[arg(long, value_name = "VERSION", default_value = "2.1")]
     containerd: Containerd,
+    /// The node's clock, in place of the benchmark's usual one.
+    #[arg(long)]
+    clock: Option<Clock>,
     /// Handed on to the benchmark.
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -107,14 +110,20 @@ fn run_here(args: &BenchArgs, bench: &Bench, release: &Path) -> Result<u8> {
     Ok(if status.success() { 0 } else { 1 })
 }
 
+fn usual_clock(bench: &str) -> Clock {
+    if BY_INSTRUCTIONS.contains(&bench) {
+        Clock::Instructions
+    } else {
+        Clock::Wall
+    }
+}
+
 /// Runs a benchmark in a node, where every file has the path that it has here.
 ///
 /// Files are copied, not used from the share: their pages would come over it while time is measured.
 fn run_in_node(args: &BenchArgs, bench: &Bench, programs: &Programs, release: &Path) -> Result<u8> {
     let mut options = NodeOptions::new(args.containerd, release.to_owned());
-    if BY_INSTRUCTIONS.contains(&bench.name.as_str()) {
-        options.clock = Clock::Instructions;
-    }
+    options.clock = args.clock.unwrap_or_else(|| usual_clock(&bench.name));
     let installed = format!("/opt/podvisor/{}", workspace::VERSION);
     let variable = ("PODVISOR_RELEASE".to_owned(), installed);
     options.variables.push(variable);
