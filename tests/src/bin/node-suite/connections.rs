@@ -44,9 +44,10 @@ fn echo(connection: &mut TcpStream) -> Result<()> {
     Ok(connection.write_all(&word)?)
 }
 
-/// Lets this process have a descriptor for each connection.
+/// Lets this process have a descriptor for each connection, and some more.
 fn allow_files() -> Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let most = most.max(2 * u64::try_from(CONNECTIONS)?);
     setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raise the limit of open files")
 }
 

@@ -1,5 +1,7 @@
 //! Images: pulled under any name, listed and removed, and what they say of their containers.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use podvisor_proto::cri::v1::{Image, ImageFilter, ListImagesRequest};
 use podvisor_tests::registry::{Form, Layout};
@@ -60,7 +62,7 @@ fn merged(cri: &Cri, handler: Handler) -> Result<()> {
 
 fn ensure_says(container: &Container<'_, '_>, expected: &str) -> Result<()> {
     let mut said = String::new();
-    podvisor_tests::wait::until("output", std::time::Duration::from_secs(20), || {
+    podvisor_tests::wait::until("output", Duration::from_secs(20), || {
         said = container.log()?.stdout;
         Ok((said == expected).then_some(()))
     })
@@ -130,6 +132,8 @@ fn pulled_and_run(
     ensure!(image.repo_tags == [full], "tags: {image:?}");
     ensure!(image.size > 0, "no size: {image:?}");
     let container = container.image(name).command(&[]).start()?;
+    // containerd 2.1 does not remove one that is just ending.
+    container.wait(Duration::from_secs(60))?;
     ensure_says(&container, &format!("{name}\n"))?;
     container.remove()?;
     cri.remove_image(&image.id)?;
