@@ -1,5 +1,6 @@
 #!/bin/bash
-# Builds the guest kernel and prints the folder that holds it: vmlinux (stripped ELF), bzImage, config, System.map.
+# Builds the guest kernel and prints the folder that holds it: vmlinux (stripped ELF), bzImage, config, System.map, and the
+# modules of the boot stage as modules/*.ko with modules/modules.dep (NAME.ko: NAME.ko…, what to load before).
 #
 # usage: build.sh [--source TREE]
 #
@@ -7,7 +8,7 @@
 # HASH standing for this script, fragment.config and the package's version. With --source it is the given tree, built beside the
 # cache in a folder that later builds of the same tree continue.
 #
-# Needs: gcc make flex bison bc libelf-dev libssl-dev lz4 cpio xz-utils.
+# Needs: gcc make flex bison bc kmod libelf-dev libssl-dev lz4 cpio xz-utils.
 set -euo pipefail
 
 readonly package=linux-source-6.12 suite=trixie
@@ -53,10 +54,22 @@ build() {
     make -s -C "$tree" O="$objects" KCONFIG_ALLCONFIG="$fragment" allnoconfig >&2
     check_config "$objects/.config" || exit 1
     say "compiling (6 minutes on two cores)"
-    make -C "$tree" O="$objects" -j"$(nproc)" vmlinux bzImage >&2
+    make -C "$tree" O="$objects" -j"$(nproc)" vmlinux bzImage modules >&2
     strip --strip-all -o "$out/vmlinux" "$objects/vmlinux"
     cp "$objects/arch/x86/boot/bzImage" "$objects/System.map" "$out/"
     cp "$objects/.config" "$out/config"
+    install_modules "$tree" "$objects" "$out"
+}
+
+# install_modules TREE OBJECTS OUT
+install_modules() {
+    local tree=$1 objects=$2 out=$3 staged=$2/staged
+    rm -rf "$staged" "$out/modules"
+    make -s -C "$tree" O="$objects" INSTALL_MOD_PATH="$staged" INSTALL_MOD_STRIP=1 modules_install >&2
+    mkdir "$out/modules"
+    find "$staged" -name '*.ko' -exec cp -t "$out/modules" {} +
+    # Without the folders that modules_install made: the boot stage has one.
+    sed -E 's,(kernel|\.\.)/[^ :]*/,,g' "$staged"/lib/modules/*/modules.dep > "$out/modules/modules.dep"
 }
 
 build_tree() {
