@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use podvisor_proto::agent::v1::{AgentServer, Ready};
+use podvisor_proto::agent::v1::{AgentServer, GuestKind, Ready};
 use podvisor_proto::agent::{AGENT_PORT, FORWARD_PORT, PROTOCOL_VERSION, READY_PORT, STREAM_PORT};
 use podvisor_proto::ttrpc::Server;
 use prost::Message as _;
@@ -73,6 +73,7 @@ async fn send_ready(started_ns: u64) -> io::Result<()> {
             .release()
             .to_string_lossy()
             .into_owned(),
+        kind: GuestKind::Containers.into(),
     };
     let mut host = VsockStream::connect_to_host(READY_PORT).await?;
     host.write_all(&ready.encode_length_delimited_to_vec())

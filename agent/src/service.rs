@@ -304,4 +304,16 @@ impl Agent for AgentService {
         sandbox::shut_down();
         Ok(ShutdownResponse {})
     }
+
+    async fn boot_machine(&self, _: BootMachineRequest) -> Result<BootMachineResponse, Status> {
+        Err(no_boot_stage())
+    }
+
+    async fn start_machine(&self, _: StartMachineRequest) -> Result<StartMachineResponse, Status> {
+        Err(no_boot_stage())
+    }
+}
+
+fn no_boot_stage() -> Status {
+    Status::failed_precondition("this guest runs containers; it boots no machine")
 }

@@ -367,6 +367,12 @@ impl Agent for FakeAgent {
             changed.await;
         }
     }
+    async fn boot_machine(&self, _: BootMachineRequest) -> Result<BootMachineResponse, Status> {
+        Ok(BootMachineResponse::default())
+    }
+    async fn start_machine(&self, _: StartMachineRequest) -> Result<StartMachineResponse, Status> {
+        Ok(StartMachineResponse {})
+    }
     async fn shutdown(&self, _: ShutdownRequest) -> Result<ShutdownResponse, Status> {
         self.0.end(EndReason::Shutdown);
         Ok(ShutdownResponse {})
