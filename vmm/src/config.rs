@@ -6,16 +6,20 @@ use podvisor_devices::virtio::VirtioDevice;
 use thiserror::Error;
 
 use crate::arch;
+use crate::memory::MemoryBacking;
+use crate::processors::{Processors, Topology};
+use crate::smbios::SmbiosConfig;
 
 /// Everything a machine is built from.
 pub struct VmConfig {
-    /// Number of processors.
-    pub vcpus: Vcpus,
+    /// The processors; `vcpus.into()` for a number of them without particular wishes.
+    pub processors: Processors,
     /// Size of guest memory.
     pub memory: MemorySize,
-    /// Whether guest memory is backed by transparent huge pages: fewer faults and a faster
-    /// guest for memory that is handed out 2 MiB at a time.
-    pub transparent_huge_pages: bool,
+    /// What the host keeps guest memory in.
+    pub memory_backing: MemoryBacking,
+    /// What the machine says it is. Without it has no SMBIOS tables.
+    pub smbios: Option<SmbiosConfig>,
     /// The kernel: an ELF `vmlinux` or a `bzImage`, told apart by content.
     pub kernel: PathBuf,
     /// The initial root image, if any.
@@ -63,6 +67,34 @@ pub enum ConfigError {
     /// Not a number of processors a machine can have.
     #[error("{0} vCPUs: a machine has 1 to {max}", max = Vcpus::MAX)]
     Vcpus(u32),
+    /// More processors at the start than possible.
+    #[error("{} vCPUs at the start: the topology {topology} has {}", booted.get(), topology.possible().get())]
+    Booted {
+        /// At the start.
+        booted: Vcpus,
+        /// What there is room for.
+        topology: Topology,
+    },
+    /// Not a topology a machine can have.
+    #[error(
+        "a topology of {sockets} sockets of {cores} cores of {threads} threads: a machine has 1 to {max} vCPUs, \
+         whose APIC IDs stay below 255 with each count rounded up to a power of two",
+        max = Vcpus::MAX
+    )]
+    Topology {
+        /// Sockets asked for.
+        sockets: u32,
+        /// Cores of each.
+        cores: u32,
+        /// Threads of each of those.
+        threads: u32,
+    },
+    /// Not three counts.
+    #[error("'{0}' is no topology: it is written sockets:cores:threads")]
+    TopologyText(String),
+    /// No processor model has that name.
+    #[error("'{0}' is no CPU model: there are host, x86-64-v2, x86-64-v3 and x86-64-v4")]
+    CpuModel(String),
     /// Guest memory is too small, too large or no multiple of the page size.
     #[error("{0} bytes of memory: a machine has {min} to {max}, in whole pages", min = MemorySize::MIN, max = MemorySize::MAX)]
     Memory(u64),

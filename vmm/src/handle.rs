@@ -13,7 +13,7 @@ use crate::memory::GuestRam;
 use crate::pci::PciError;
 use crate::state::{MachineState, StateError};
 use crate::timeline::Phase;
-use crate::vcpu::{ExitCounts, StatsError};
+use crate::vcpu::{ExitCounts, PinError, StatsError};
 
 /// Starts machines.
 pub struct Vm;
@@ -146,6 +146,15 @@ impl VmHandle {
         pressed
             .ok_or(OrderError::NoPowerButton)?
             .map_err(OrderError::Interrupt)
+    }
+
+    /// Lets every processor run on its own host CPU only, by `host_cpus`; those beyond the list
+    /// run wherever this process may.
+    ///
+    /// # Errors
+    /// [`PinError`]; the processors before the one it names are bound.
+    pub fn pin_vcpus(&self, host_cpus: &[usize]) -> Result<(), PinError> {
+        self.machine.threads.pin(host_cpus)
     }
 
     /// Types `bytes` on the console and tells how many were taken; the rest did not fit.

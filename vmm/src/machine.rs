@@ -21,8 +21,12 @@ use crate::host::{self, HostError};
 use crate::memory::{GuestRam, MemoryError};
 use crate::pci::{OnFailure, PciDevices, PciError, Wiring};
 use crate::platform::{Platform, PlatformConfig, PlatformError};
+use crate::processors::Processors;
+use crate::smbios::{self, SmbiosError};
 use crate::timeline::Timeline;
-use crate::vcpu::{Control, StatsError, VcpuCell, VcpuContext, VcpuThreads, prepare_signal};
+use crate::vcpu::{
+    Control, PinError, StatsError, VcpuCell, VcpuContext, VcpuThreads, prepare_signal,
+};
 
 /// Why a machine could not start. Nothing of it is left.
 #[derive(Debug, Error)]
@@ -45,6 +49,9 @@ pub enum StartError {
     /// The ACPI tables could not be written.
     #[error("cannot describe the machine")]
     Acpi(#[from] AcpiError),
+    /// The SMBIOS tables could not be written.
+    #[error("cannot tell the machine's identity")]
+    Smbios(#[from] SmbiosError),
     /// CPUID could not be made.
     #[error("cannot describe the processors")]
     Cpuid(#[from] CpuidError),
@@ -59,6 +66,9 @@ pub enum StartError {
         /// What KVM said.
         source: kvm_ioctls::Error,
     },
+    /// A processor's thread could not be bound.
+    #[error("cannot pin the processors")]
+    Pin(#[from] PinError),
     /// KVM's statistics are missing.
     #[error("cannot count exits")]
     Stats(#[from] StatsError),
@@ -99,10 +109,11 @@ impl Machine {
     pub(crate) fn boot(config: VmConfig, events: EventSink) -> Result<Self, StartError> {
         let timeline = Arc::new(Timeline::begin());
         let kvm = host::open_kvm()?;
-        let ram = GuestRam::map(config.memory, config.transparent_huge_pages)?;
-        let entry = load(&config, &ram)?;
+        let ram = GuestRam::map(config.memory, config.memory_backing)?;
+        let template = Template::for_host(&kvm, &config.processors)?;
+        let entry = load(&config, &template, &ram)?;
         timeline.done("guest_loaded");
-        let parts = Parts::build(config, events, &kvm, ram, timeline)?;
+        let parts = Parts::build(config, &template, events, &kvm, ram, timeline)?;
         parts.set_entry(entry)?;
         parts.start(kvm)
     }
@@ -116,7 +127,8 @@ impl Machine {
     ) -> Result<Self, StartError> {
         let timeline = Arc::new(Timeline::begin());
         let kvm = host::open_kvm()?;
-        Parts::build(config, events, &kvm, ram, timeline)?.start(kvm)
+        let template = Template::for_host(&kvm, &config.processors)?;
+        Parts::build(config, &template, events, &kvm, ram, timeline)?.start(kvm)
     }
 }
 
@@ -131,7 +143,7 @@ impl Drop for Machine {
 /// Whether the machine has what `config` asks for, as ACPI describes it.
 fn acpi_config(config: &VmConfig) -> AcpiConfig {
     AcpiConfig {
-        vcpus: config.vcpus,
+        processors: (&config.processors).into(),
         has_pci: !config.devices.is_empty(),
         has_serial: config.console == Console::Terminal,
         has_events: config.power_button,
@@ -139,13 +151,25 @@ fn acpi_config(config: &VmConfig) -> AcpiConfig {
 }
 
 /// Fills guest memory with all that the kernel finds at its entry.
-fn load(config: &VmConfig, ram: &GuestRam) -> Result<GuestAddress, StartError> {
+fn load(
+    config: &VmConfig,
+    template: &Template,
+    ram: &GuestRam,
+) -> Result<GuestAddress, StartError> {
     let memory = ram.guest_memory();
     let kernel = loader::load_kernel(&config.kernel, memory)?;
     let load_initrd = |path| loader::load_initrd(path, memory, &kernel);
     let initrd = config.initrd.as_deref().map(load_initrd).transpose()?;
     let acpi = acpi_config(config);
     let rsdp = acpi::write(acpi, memory)?;
+    if let Some(identity) = &config.smbios {
+        let shape = smbios::Shape {
+            topology: config.processors.topology(),
+            processor_id: template.processor_id(),
+            memory: config.memory,
+        };
+        smbios::write(identity, shape, memory)?;
+    }
     let params = BootParams {
         kernel: &kernel,
         initrd,
@@ -170,11 +194,13 @@ struct Parts {
     platform: Platform,
     vm: Arc<VmFd>,
     ram: GuestRam,
+    pinning: Vec<usize>,
 }
 
 impl Parts {
     fn build(
         config: VmConfig,
+        template: &Template,
         events: EventSink,
         kvm: &Kvm,
         ram: GuestRam,
@@ -184,9 +210,13 @@ impl Parts {
         irqchip::create(&vm).map_err(kvm_step("make interrupt controllers"))?;
         ram.register(&vm)?;
         timeline.done("vm_created");
-        let threads = Arc::new(VcpuThreads::new(create_vcpus(kvm, &vm, &config)?));
+        let threads = Arc::new(VcpuThreads::new(create_vcpus(
+            template,
+            &vm,
+            &config.processors,
+        )?));
         timeline.done("vcpus_created");
-        let control = Arc::new(Control::new(usize::from(config.vcpus.get())));
+        let control = Arc::new(Control::new(threads.cells().len()));
         let buses = Arc::new(Buses::default());
         let platform = PlatformConfig {
             console: config.console,
@@ -216,6 +246,7 @@ impl Parts {
             platform,
             vm,
             ram,
+            pinning: config.processors.pinning,
         })
     }
 
@@ -254,6 +285,9 @@ impl Parts {
             ram: self.ram,
         };
         VcpuThreads::spawn(context).map_err(os_step("start a thread"))?;
+        if !self.pinning.is_empty() {
+            machine.threads.pin(&self.pinning)?;
+        }
         machine.timeline.done("threads_started");
         Ok(machine)
     }
@@ -290,14 +324,18 @@ fn on_failure(control: &Arc<Control>, threads: &Arc<VcpuThreads>) -> OnFailure {
     })
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, config: &VmConfig) -> Result<Vec<VcpuCell>, StartError> {
-    let template = Template::for_host(kvm, config.vcpus)?;
-    let mut cells = Vec::with_capacity(usize::from(config.vcpus.get()));
-    for id in 0..config.vcpus.get() {
+fn create_vcpus(
+    template: &Template,
+    vm: &VmFd,
+    processors: &Processors,
+) -> Result<Vec<VcpuCell>, StartError> {
+    let mut cells = Vec::with_capacity(usize::from(processors.booted().get()));
+    for index in 0..processors.booted().get() {
+        let apic_id = processors.topology().apic_id(index);
         let vcpu = vm
-            .create_vcpu(u64::from(id))
+            .create_vcpu(u64::from(apic_id))
             .map_err(kvm_step("create a vCPU"))?;
-        let cpuid = template.for_vcpu(id)?;
+        let cpuid = template.for_vcpu(apic_id)?;
         vcpu.set_cpuid2(&cpuid).map_err(kvm_step("set CPUID"))?;
         msrs::set_boot_msrs(&vcpu).map_err(kvm_step("set MSRs"))?;
         cells.push(VcpuCell::new(vcpu)?);

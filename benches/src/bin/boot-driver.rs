@@ -12,7 +12,8 @@ use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 
 use podvisor_vmm::{
-    Console, EndReason, KernelArgs, MemorySize, Vcpus, Vm, VmConfig, VmEvent, VmHandle,
+    Console, EndReason, KernelArgs, MemoryBacking, MemorySize, Vcpus, Vm, VmConfig, VmEvent,
+    VmHandle,
 };
 
 /// What the guest's init writes first.
@@ -134,9 +135,10 @@ fn monotonic_ns() -> u128 {
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn Error>> {
     let mut kernel = None;
     let mut config = VmConfig {
-        vcpus: Vcpus::try_from(1)?,
+        processors: Vcpus::try_from(1)?.into(),
         memory: MemorySize::from_bytes(128 << 20)?,
-        transparent_huge_pages: true,
+        memory_backing: MemoryBacking::TransparentHugePages,
+        smbios: None,
         kernel: PathBuf::new(),
         initrd: None,
         kernel_args: KernelArgs::default(),
@@ -152,9 +154,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn Err
             "--kernel" => kernel = Some(PathBuf::from(value)),
             "--initrd" => config.initrd = Some(PathBuf::from(value)),
             "--args" => config.kernel_args = KernelArgs::new(&value)?,
-            "--vcpus" => config.vcpus = Vcpus::try_from(value.parse::<u32>()?)?,
+            "--vcpus" => config.processors = Vcpus::try_from(value.parse::<u32>()?)?.into(),
             "--memory-mib" => config.memory = MemorySize::from_bytes(value.parse::<u64>()? << 20)?,
-            "--huge-pages" => config.transparent_huge_pages = value == "yes",
+            "--huge-pages" if value == "no" => config.memory_backing = MemoryBacking::Normal,
+            "--huge-pages" => {}
             "--power-button" => config.power_button = value == "yes",
             "--until" => until_end = value == "end",
             _ => return Err(USAGE.into()),

@@ -18,8 +18,8 @@ use podvisor_devices::vsock::{Vsock, VsockConfig, VsockHost};
 use podvisor_proto::agent::{FS_TAG, READY_PORT};
 use podvisor_vmm::config::ConfigError;
 use podvisor_vmm::{
-    Console, DeviceSlot, EndReason, KernelArgs, Phase, ThreadKind, Vcpus, Vm, VmConfig, VmEvent,
-    VmHandle, confine, spawn_io_loop,
+    Console, DeviceSlot, EndReason, KernelArgs, MemoryBacking, Phase, ThreadKind, Vcpus, Vm,
+    VmConfig, VmEvent, VmHandle, confine, spawn_io_loop,
 };
 use tokio::sync::watch;
 
@@ -66,9 +66,14 @@ impl Launcher for KvmLauncher {
         }
         let (end, ended) = watch::channel(None);
         let config = VmConfig {
-            vcpus: plan.size.vcpus,
+            processors: plan.size.vcpus.into(),
             memory: plan.size.memory,
-            transparent_huge_pages: plan.transparent_huge_pages,
+            memory_backing: if plan.transparent_huge_pages {
+                MemoryBacking::TransparentHugePages
+            } else {
+                MemoryBacking::Normal
+            },
+            smbios: None,
             kernel: plan.kernel.clone(),
             initrd: Some(plan.initrd),
             kernel_args: kernel_args(plan.size.vcpus, &plan.kernel_args)?,

@@ -2,10 +2,12 @@
 
 mod cell;
 mod control;
+mod pinning;
 mod stats;
 mod thread;
 
 pub(crate) use cell::VcpuCell;
 pub(crate) use control::Control;
+pub use pinning::PinError;
 pub use stats::{ExitCounts, StatsError};
 pub(crate) use thread::{VcpuContext, VcpuThreads, prepare_signal};

@@ -12,6 +12,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::cell::VcpuCell;
 use super::control::Control;
+use super::pinning::{self, PinError};
 use crate::confine::{self, ThreadKind};
 use crate::event::{EndReason, EventSink, VmEvent};
 use crate::exit::{Buses, Exit, Next, dispatch};
@@ -78,6 +79,21 @@ impl VcpuThreads {
 
     fn lock_handles(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets every processor run on its own host CPU only, by `host_cpus`; those beyond the list
+    /// run wherever this process may.
+    pub(crate) fn pin(&self, host_cpus: &[usize]) -> Result<(), PinError> {
+        for (vcpu, handle) in self.lock_handles().iter().enumerate() {
+            // The lock keeps the threads from being joined.
+            let thread = handle.as_pthread_t();
+            let (cpu, done) = match host_cpus.get(vcpu) {
+                Some(&cpu) => (cpu, pinning::bind(thread, cpu)),
+                None => (0, pinning::release(thread)),
+            };
+            done.map_err(|source| PinError { vcpu, cpu, source })?;
+        }
+        Ok(())
     }
 
     /// Makes every processor leave guest mode soon, or not enter it at all.

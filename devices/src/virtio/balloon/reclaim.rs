@@ -49,7 +49,8 @@ pub fn reclaim(memory: &GuestMemoryMmap<()>, range: GuestRange) -> io::Result<u6
 
 fn is_private_anonymous(flags: i32) -> bool {
     let wanted = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    flags & wanted == wanted
+    // A huge page of a pool does not go back in parts.
+    flags & (wanted | libc::MAP_HUGETLB) == wanted
 }
 
 fn page_len() -> u64 {
@@ -115,9 +116,11 @@ mod tests {
     }
 
     #[test]
-    fn shared_memory_is_left_alone() {
+    fn shared_memory_and_huge_pages_of_a_pool_are_left_alone() {
         let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         assert!(!is_private_anonymous(shared));
+        let pool = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
+        assert!(!is_private_anonymous(pool));
         assert!(is_private_anonymous(
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE
         ));

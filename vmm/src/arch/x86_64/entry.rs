@@ -123,11 +123,15 @@ fn segment(selector: u16, kind: SegmentKind) -> kvm_segment {
 mod tests {
     use super::*;
     use crate::config::MemorySize;
-    use crate::memory::GuestRam;
+    use crate::memory::{GuestRam, MemoryBacking};
 
     #[test]
     fn page_tables_map_the_first_four_gib_onto_themselves() {
-        let ram = GuestRam::map(MemorySize::from_bytes(64 << 20).unwrap(), false).unwrap();
+        let ram = GuestRam::map(
+            MemorySize::from_bytes(64 << 20).unwrap(),
+            MemoryBacking::Normal,
+        )
+        .unwrap();
         let memory = ram.guest_memory();
         write_tables(memory).unwrap();
         let read = |address: u64| memory.read_obj::<u64>(GuestAddress(address)).unwrap();

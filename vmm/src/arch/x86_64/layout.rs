@@ -5,7 +5,8 @@
 //! ```text
 //! 0x0000_0000  RAM: boot structures below 640 KiB (this file), kernel from 1 MiB up,
 //!              initial image at the top of low RAM
-//! 0x000a_0000  legacy hole; ACPI tables from 0xe0000, where a scan for the RSDP looks
+//! 0x000a_0000  legacy hole; ACPI tables from 0xe0000, where a scan for the RSDP looks, and
+//!              SMBIOS tables from 0xf0000, where a scan for those looks
 //! 0x0010_0000  RAM up to 3 GiB
 //! 0xc000_0000  32-bit PCI window: the BARs of all virtio devices
 //! 0xe000_0000  PCI configuration space of bus 0 (ECAM)
@@ -72,7 +73,10 @@ pub const COMMAND_LINE: Range = Range::new(0x2_0000, 2048);
 /// End of conventional memory; what lies behind belongs to the legacy hole.
 pub const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// ACPI tables: the RSDP first, where kernels without `acpi_rsdp_addr` scan for it.
-pub const ACPI_TABLES: Range = Range::new(0xe_0000, 128 * KIB);
+pub const ACPI_TABLES: Range = Range::new(0xe_0000, 60 * KIB);
+/// SMBIOS tables: the entry point first. Kernels without EFI scan the last 64 KiB below 1 MiB for it,
+/// those started by kexec as well.
+pub const SMBIOS: Range = Range::new(0xf_0000, 64 * KIB);
 /// Memory from 1 MiB up: the kernel's.
 pub const HIGH_MEMORY: u64 = MIB;
 
@@ -170,7 +174,8 @@ const _: () = assert!(ZERO_PAGE.before(PAGE_TABLES));
 const _: () = assert!(PAGE_TABLES.before(COMMAND_LINE));
 const _: () = assert!(COMMAND_LINE.end() <= CONVENTIONAL_END);
 const _: () = assert!(CONVENTIONAL_END <= ACPI_TABLES.base);
-const _: () = assert!(ACPI_TABLES.end() <= HIGH_MEMORY);
+const _: () = assert!(ACPI_TABLES.before(SMBIOS));
+const _: () = assert!(SMBIOS.end() <= HIGH_MEMORY);
 const _: () = assert!(HIGH_MEMORY < LOW_RAM_END);
 const _: () = assert!(LOW_RAM_END <= PCI_WINDOW_32.base);
 const _: () = assert!(PCI_WINDOW_32.before(PCI_ECAM));

@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use podvisor_tests::{InitialImage, node, wait};
 use podvisor_vmm::{
-    Console, DeviceSlot, EndReason, EventSink, KernelArgs, MemorySize, Vcpus, Vm, VmConfig,
-    VmEvent, VmHandle,
+    Console, DeviceSlot, EndReason, EventSink, KernelArgs, MemoryBacking, MemorySize, Vcpus, Vm,
+    VmConfig, VmEvent, VmHandle,
 };
 use tempfile::TempDir;
 
@@ -48,9 +48,10 @@ impl Guest {
         let initrd = folder.path().join("initrd");
         fs::write(&initrd, initial_image(script)?)?;
         let config = VmConfig {
-            vcpus: Vcpus::try_from(1)?,
+            processors: Vcpus::try_from(1)?.into(),
             memory: MemorySize::from_bytes(128 * MIB)?,
-            transparent_huge_pages: true,
+            memory_backing: MemoryBacking::TransparentHugePages,
+            smbios: None,
             kernel: node::release()?.join("vmlinux"),
             initrd: Some(initrd),
             kernel_args: KernelArgs::new(ARGS)?,
@@ -68,7 +69,7 @@ impl Guest {
     }
 
     pub fn size(mut self, vcpus: u32, memory_mib: u64) -> Result<Self> {
-        self.config.vcpus = Vcpus::try_from(vcpus)?;
+        self.config.processors = Vcpus::try_from(vcpus)?.into();
         self.config.memory = MemorySize::from_bytes(memory_mib * MIB)?;
         Ok(self)
     }
@@ -81,6 +82,12 @@ impl Guest {
     pub fn with_power_button(mut self) -> Self {
         self.config.power_button = true;
         self.config.console = Console::Terminal;
+        self
+    }
+
+    /// Changes whatever else there is to change.
+    pub fn with(mut self, change: impl FnOnce(&mut VmConfig)) -> Self {
+        change(&mut self.config);
         self
     }
 

@@ -4,14 +4,20 @@ mod cards;
 mod ends;
 mod guest;
 mod machines;
+mod shapes;
 
 use crate::case::{Case, Tier};
 
 pub fn cases() -> Vec<Case> {
-    [machines::cases(), cards::cases(), ends::cases()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        machines::cases(),
+        shapes::cases(),
+        cards::cases(),
+        ends::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn case(name: &'static str, run: fn() -> anyhow::Result<()>) -> Case {

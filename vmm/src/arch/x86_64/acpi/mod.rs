@@ -19,6 +19,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::layout;
 use crate::config::Vcpus;
+use crate::processors::{Processors, Topology};
 
 const OEM_ID: [u8; 6] = *b"PODVSR";
 const OEM_TABLE_ID: [u8; 8] = *b"PODVISOR";
@@ -33,8 +34,8 @@ const BOOT_ARCH_NO_RTC: u16 = 1 << 5;
 /// What the tables describe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AcpiConfig {
-    /// Processors; their APIC IDs are 0 and up.
-    pub vcpus: Vcpus,
+    /// Processors.
+    pub processors: AcpiProcessors,
     /// Whether there is a PCI bus.
     pub has_pci: bool,
     /// Whether there is a serial port with an interrupt line. One without is better not
@@ -42,6 +43,24 @@ pub struct AcpiConfig {
     pub has_serial: bool,
     /// Whether there is a generic event device with a power button.
     pub has_events: bool,
+}
+
+/// Processors as the tables list them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AcpiProcessors {
+    /// How many there are.
+    pub booted: Vcpus,
+    /// Which APIC IDs they have.
+    pub topology: Topology,
+}
+
+impl From<&Processors> for AcpiProcessors {
+    fn from(processors: &Processors) -> Self {
+        Self {
+            booted: processors.booted(),
+            topology: processors.topology(),
+        }
+    }
 }
 
 impl AcpiConfig {
@@ -155,8 +174,14 @@ fn fadt(dsdt: u64) -> impl Aml {
 fn madt(config: AcpiConfig) -> impl Aml {
     let address = LocalInterruptController::Address(layout::LOCAL_APIC_ADDRESS);
     let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, address);
-    for id in 0..config.vcpus.get() {
-        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    let processors = config.processors;
+    for index in 0..processors.booted.get() {
+        let apic_id = processors.topology.apic_id(index);
+        madt.add_structure(ProcessorLocalApic::new(
+            index,
+            apic_id,
+            EnabledStatus::Enabled,
+        ));
     }
     if config.has_lines() {
         madt.add_structure(IoApic::new(0, layout::IOAPIC_ADDRESS, 0));
@@ -170,11 +195,14 @@ mod tests {
 
     const BASE: u64 = 0xe_0000;
 
+    fn cores(vcpus: u32) -> AcpiProcessors {
+        (&Processors::from(Vcpus::try_from(vcpus).unwrap())).into()
+    }
+
     fn tables(vcpus: u32, has_pci: bool) -> Vec<u8> {
-        let vcpus = Vcpus::try_from(vcpus).unwrap();
         build(
             AcpiConfig {
-                vcpus,
+                processors: cores(vcpus),
                 has_pci,
                 has_serial: true,
                 has_events: true,
@@ -254,9 +282,8 @@ mod tests {
 
     #[test]
     fn the_ioapic_is_there_only_for_devices_with_lines() {
-        let vcpus = Vcpus::try_from(1).unwrap();
         let config = AcpiConfig {
-            vcpus,
+            processors: cores(1),
             has_pci: true,
             has_serial: false,
             has_events: false,
@@ -264,5 +291,21 @@ mod tests {
         let tables = reachable(&build(config, BASE));
         let (_, madt) = tables.iter().find(|(name, _)| name == "APIC").unwrap();
         assert_eq!(madt.len(), 44 + 8);
+    }
+
+    #[test]
+    fn processors_have_the_apic_ids_of_their_topology() {
+        let topology: Topology = "2:3:1".parse().unwrap();
+        let processors = Processors::new(Vcpus::try_from(6).unwrap(), topology).unwrap();
+        let config = AcpiConfig {
+            processors: (&processors).into(),
+            has_pci: false,
+            has_serial: false,
+            has_events: false,
+        };
+        let tables = reachable(&build(config, BASE));
+        let (_, madt) = tables.iter().find(|(name, _)| name == "APIC").unwrap();
+        let listed: Vec<_> = madt[44..].chunks_exact(8).map(|e| (e[2], e[3])).collect();
+        assert_eq!(listed, [(0, 0), (1, 1), (2, 2), (3, 4), (4, 5), (5, 6)]);
     }
 }

@@ -6,12 +6,16 @@ use tempfile::NamedTempFile;
 use vm_memory::Bytes;
 
 use super::*;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, MemoryBacking};
 
 const MEMORY: u64 = 64 << 20;
 
 fn memory() -> GuestMemory {
-    let ram = GuestRam::map(MemorySize::from_bytes(MEMORY).unwrap(), false).unwrap();
+    let ram = GuestRam::map(
+        MemorySize::from_bytes(MEMORY).unwrap(),
+        MemoryBacking::Normal,
+    )
+    .unwrap();
     ram.guest_memory().clone()
 }
 

@@ -1,5 +1,8 @@
 //! Guest memory: the one place that maps it, gives it back to the host and hands it to KVM.
 
+mod backing;
+mod mapping;
+
 use std::io;
 use std::sync::Arc;
 
@@ -7,17 +10,14 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use podvisor_devices::GuestMemory;
 use thiserror::Error;
-use vm_memory::mmap::MmapRegion;
 use vm_memory::{
     GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
+pub use backing::MemoryBacking;
+
 use crate::arch::layout;
 use crate::config::MemorySize;
-
-/// Size and alignment of a huge page. KVM maps one only when guest and host address agree
-/// within it.
-const HUGE_PAGE: usize = 2 << 20;
 
 /// Why guest memory could not be set up.
 #[derive(Debug, Error)]
@@ -27,6 +27,30 @@ pub enum MemoryError {
     Map {
         /// Size of the mapping in bytes.
         len: usize,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// Guest memory would end within a huge page.
+    #[error(
+        "{len} bytes of guest memory at {base:#x} are no multiple of the page size of {page_len} bytes"
+    )]
+    BrokenPage {
+        /// First address of the range.
+        base: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// Bytes of a page.
+        page_len: u64,
+    },
+    /// The host's pool of huge pages is too small.
+    #[error("{needed} huge pages of {} MiB are needed, {available} are free on this host", page_len >> 20)]
+    HugePages {
+        /// How many it takes.
+        needed: u64,
+        /// How many there are.
+        available: u64,
+        /// Bytes of a page.
+        page_len: u64,
         /// What the host said.
         source: io::Error,
     },
@@ -85,26 +109,23 @@ impl Drop for Mappings {
 }
 
 impl GuestRam {
-    /// Maps `size` bytes around the device hole. Nothing is populated: the host gives pages as
-    /// the guest touches them. Children of this process do not inherit it.
+    /// Maps `size` bytes around the device hole. Nothing is populated, but for huge pages of a
+    /// pool: the host gives pages as the guest touches them. Children of this process do not
+    /// inherit it.
     ///
     /// # Errors
-    /// [`MemoryError`] when the host has no address space for it or refuses the advice.
-    pub fn map(size: MemorySize, transparent_huge_pages: bool) -> Result<Self, MemoryError> {
+    /// [`MemoryError`] when the host has no address space or huge pages for it, or refuses the
+    /// advice.
+    pub fn map(size: MemorySize, backing: MemoryBacking) -> Result<Self, MemoryError> {
         let mut mappings = Mappings {
             regions: Vec::new(),
         };
         for range in layout::ram_ranges(size.bytes()) {
-            let arrange = || MemoryError::Arrange { base: range.base };
-            let len = usize::try_from(range.len).map_err(|_| arrange())?;
-            let mapping = map_aligned(len)?;
+            let mapping = mapping::map(range, backing)?;
             let region = GuestRegionMmap::new(mapping, GuestAddress(range.base));
-            let region = Arc::new(region.ok_or_else(arrange)?);
+            let region = Arc::new(region.ok_or(MemoryError::Arrange { base: range.base })?);
             mappings.regions.push(Arc::clone(&region));
-            advise(&region, libc::MADV_DONTFORK, "MADV_DONTFORK")?;
-            if transparent_huge_pages {
-                advise_huge(&region)?;
-            }
+            mapping::advise_all(&region, backing)?;
         }
         let memory = GuestMemoryMmap::from_arc_regions(mappings.regions.clone())
             .map_err(|_| MemoryError::Arrange { base: 0 })?;
@@ -141,63 +162,6 @@ impl GuestRam {
     }
 }
 
-const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
-const FLAGS: i32 = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
-
-/// Maps `len` bytes at an address aligned to huge pages. Newer kernels align large mappings by
-/// themselves; others, and lengths with a broken huge page, need a larger one that is cut.
-fn map_aligned(len: usize) -> Result<MmapRegion, MemoryError> {
-    let failed = |source| MemoryError::Map { len, source };
-    let padded = len
-        .checked_add(HUGE_PAGE)
-        .ok_or_else(|| failed(io::ErrorKind::OutOfMemory.into()))?;
-    // SAFETY: A new private mapping at an address of the kernel's choice.
-    let start = unsafe { libc::mmap(std::ptr::null_mut(), padded, PROTECTION, FLAGS, -1, 0) };
-    if start == libc::MAP_FAILED {
-        return Err(failed(io::Error::last_os_error()));
-    }
-    let start = start.cast::<u8>();
-    let before = start.align_offset(HUGE_PAGE).min(HUGE_PAGE);
-    let region = start.wrapping_add(before);
-    unmap(start, before);
-    unmap(region.wrapping_add(len), HUGE_PAGE - before);
-    // SAFETY: `region` is the start of `len` bytes mapped above; whoever gets the region owns
-    // them (`Mappings` unmaps).
-    let mapping = unsafe { MmapRegion::build_raw(region, len, PROTECTION, FLAGS) };
-    mapping.map_err(|_| failed(io::ErrorKind::InvalidInput.into()))
-}
-
-/// Cuts a part off a mapping that nobody else knows yet.
-fn unmap(start: *mut u8, len: usize) {
-    if len > 0 {
-        // SAFETY: The range is page-aligned and lies in the mapping that the caller just made.
-        unsafe { libc::munmap(start.cast(), len) };
-    }
-}
-
-/// Asks for huge pages; a host built without them has nothing to give, which is no error.
-fn advise_huge(region: &GuestRegionMmap) -> Result<(), MemoryError> {
-    match advise(region, libc::MADV_HUGEPAGE, "MADV_HUGEPAGE") {
-        Err(MemoryError::Advise { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
-            Ok(())
-        }
-        other => other,
-    }
-}
-
-fn advise(region: &GuestRegionMmap, advice: i32, name: &'static str) -> Result<(), MemoryError> {
-    // SAFETY: The range is exactly one live mapping of ours; neither advice changes its content.
-    let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(MemoryError::Advise {
-            advice: name,
-            source: io::Error::last_os_error(),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use vm_memory::Bytes;
@@ -205,7 +169,11 @@ mod tests {
     use super::*;
 
     fn ram(bytes: u64) -> GuestRam {
-        GuestRam::map(MemorySize::from_bytes(bytes).unwrap(), true).unwrap()
+        GuestRam::map(
+            MemorySize::from_bytes(bytes).unwrap(),
+            MemoryBacking::TransparentHugePages,
+        )
+        .unwrap()
     }
 
     #[test]
@@ -216,7 +184,7 @@ mod tests {
                 .guest_memory()
                 .get_host_address(GuestAddress(0))
                 .unwrap();
-            assert_eq!(host as usize % HUGE_PAGE, 0);
+            assert_eq!(host as usize % mapping::ALIGNMENT, 0);
         }
     }
 
@@ -245,5 +213,26 @@ mod tests {
                 .read_obj::<u8>(GuestAddress(layout::HIGH_RAM + (5 << 30)))
                 .is_err()
         );
+    }
+
+    #[test]
+    fn a_pool_without_pages_says_how_many_are_free_and_needed() {
+        let size = MemorySize::from_bytes(380 << 30).unwrap();
+        let error = GuestRam::map(size, MemoryBacking::HugePages1Gi).map(drop);
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains("huge pages of 1024 MiB are needed"), "{text}");
+    }
+
+    #[test]
+    fn memory_with_a_broken_huge_page_is_refused() {
+        let size = MemorySize::from_bytes((64 << 20) + 4096).unwrap();
+        let error = GuestRam::map(size, MemoryBacking::HugePages2Mi).map(drop);
+        assert!(matches!(
+            error,
+            Err(MemoryError::BrokenPage {
+                page_len: 0x20_0000,
+                ..
+            })
+        ));
     }
 }

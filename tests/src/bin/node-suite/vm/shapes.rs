@@ -1,0 +1,129 @@
+//! What processors and memory look like from inside a guest, and where the host keeps them.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use podvisor_vmm::{CpuLevel, CpuModel, MemoryBacking, Processors, Topology};
+
+use super::case;
+use super::guest::{Guest, Running};
+use crate::case::Case;
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        case("vm_processors_have_the_shape_asked_for", topology),
+        case("vm_cpu_levels_are_what_the_guest_finds", cpu_levels),
+        case("vm_memory_comes_from_the_pool_of_huge_pages", huge_pages),
+    ]
+}
+
+/// One line a processor: package, core, threads of the core.
+const TOPOLOGY_REPORT: &str = "cd /sys/devices/system/cpu
+for cpu in cpu[0-9]*; do cd $cpu/topology
+echo shape $cpu $(cat physical_package_id) $(cat core_id) $(cat thread_siblings_list); cd ../..; done
+echo done; sleep 1000";
+
+fn topology() -> Result<()> {
+    let topology: Topology = "2:3:2".parse()?;
+    let mut processors = Processors::new(topology.possible(), topology)?;
+    processors.pinning = vec![0; 5];
+    let guest = Guest::new(TOPOLOGY_REPORT)?.size(1, 256)?;
+    let guest = guest
+        .with(|config| config.processors = processors)
+        .start()?;
+    guest.line("done")?;
+    let console = guest.console();
+    for index in 0..12 {
+        let (package, core, first) = (index / 6, index / 2 % 3, index / 2 * 2);
+        let line = format!("shape cpu{index} {package} {core} {first}-{}", first + 1);
+        ensure!(console.contains(&line), "no '{line}' in:\n{console}");
+    }
+    ensure!(allowed("vcpu4")? == "0", "vcpu4 is not pinned");
+    let free = allowed("vcpu5")?;
+    guest.vm.pin_vcpus(&[])?;
+    ensure!(allowed("vcpu4")? == free, "vcpu4 is still pinned");
+    Ok(())
+}
+
+/// The host's CPUs that the thread `name` of this process may run on.
+fn allowed(name: &str) -> Result<String> {
+    for task in fs::read_dir("/proc/self/task")? {
+        let path = task?.path();
+        if fs::read_to_string(path.join("comm"))?.trim() != name {
+            continue;
+        }
+        let status = fs::read_to_string(path.join("status"))?;
+        let mut lines = status.lines();
+        let list = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        return Ok(list.context("no list of CPUs")?.trim().to_owned());
+    }
+    bail!("no thread {name}");
+}
+
+fn with_model(guest: Guest, level: CpuLevel) -> Guest {
+    guest.with(|config| config.processors.model = CpuModel::Level(level))
+}
+
+fn cpu_levels() -> Result<()> {
+    let report = "grep -m 1 'model name' /proc/cpuinfo; grep -m 1 flags /proc/cpuinfo; poweroff -f";
+    let seen = |level| -> Result<Running> {
+        let guest = with_model(Guest::new(report)?, level).start()?;
+        guest.shutdown()?;
+        Ok(guest)
+    };
+    for (level, has, has_not) in [
+        (CpuLevel::V2, "sse4_2", "avx"),
+        (CpuLevel::V3, "avx2", "aes"),
+    ] {
+        let guest = seen(level)?;
+        let name = guest.line("model name\t: ")?;
+        ensure!(name == format!("Podvisor {level}"), "{name}");
+        let flags = guest.line("flags\t\t: ")?;
+        let flags: Vec<_> = flags.split(' ').collect();
+        ensure!(flags.contains(&has), "no {has} in {flags:?}");
+        ensure!(!flags.contains(&has_not), "{has_not} in {flags:?}");
+        ensure!(flags.contains(&"hypervisor"), "{flags:?}");
+    }
+    if fs::read_to_string("/proc/cpuinfo")?.contains(" avx512f ") {
+        return seen(CpuLevel::V4).map(drop);
+    }
+    let Err(error) = with_model(Guest::new(report)?, CpuLevel::V4).start() else {
+        bail!("a host without AVX-512 runs x86-64-v4");
+    };
+    let text = format!("{error:#}");
+    let expected = "x86-64-v4: it lacks avx512f";
+    ensure!(text.contains(expected), "'{text}' without '{expected}'");
+    Ok(())
+}
+
+const POOL: &str = "/proc/sys/vm/nr_hugepages";
+const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+
+fn huge_pages() -> Result<()> {
+    fs::write(POOL, "70")?;
+    let outcome = on_huge_pages();
+    fs::write(POOL, "0")?;
+    outcome
+}
+
+fn on_huge_pages() -> Result<()> {
+    let free = || -> Result<u64> { Ok(fs::read_to_string(FREE)?.trim().parse()?) };
+    let pages = free()?;
+    ensure!(pages >= 64, "the node has {pages} huge pages");
+    let backed = |memory_mib| -> Result<Guest> {
+        let guest = Guest::new("echo running; sleep 1000")?.size(1, memory_mib)?;
+        Ok(guest.with(|config| config.memory_backing = MemoryBacking::HugePages2Mi))
+    };
+    let guest = backed(128)?.start()?;
+    ensure!(free()? == pages - 64, "{} of {pages} pages free", free()?);
+    guest.line("running")?;
+    drop(guest);
+    ensure!(free()? == pages, "{} of {pages} pages came back", free()?);
+    let Err(error) = backed(1024)?.start() else {
+        bail!("started on pages that there are not");
+    };
+    let text = format!("{error:#}");
+    let expected = format!("512 huge pages of 2 MiB are needed, {pages} are free");
+    ensure!(text.contains(&expected), "'{text}' without '{expected}'");
+    Ok(())
+}
