@@ -12,10 +12,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("podvisor-proto", &[]),
     ("podvisor-devices", &[]),
     ("podvisor-vmm", &["podvisor-devices"]),
+    ("podvisor-seed", &[]),
     ("podvisor-agent", &["podvisor-proto"]),
     (
         "podvisor-shim",
-        &["podvisor-vmm", "podvisor-devices", "podvisor-proto"],
+        &[
+            "podvisor-vmm",
+            "podvisor-devices",
+            "podvisor-proto",
+            "podvisor-seed",
+        ],
     ),
     ("podvisor", &["podvisor-proto", "podvisor-vmm"]),
     (
