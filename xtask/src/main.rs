@@ -37,7 +37,7 @@ enum Command {
     /// Build a release folder: kernel, initial image, shim and command line tool.
     Build(kernel::KernelArgs),
     /// Build the container images of the tests and print their folder.
-    Images,
+    Images(images::ImagesArgs),
     /// A machine with KVM and containerd, emulated where it has to be.
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -64,7 +64,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Packages => packages::install()?,
         Command::Kernel(args) => println!("{}", kernel::build(&args)?.display()),
         Command::Build(args) => println!("{}", dist::build(&args)?.display()),
-        Command::Images => println!("{}", images::build()?.display()),
+        Command::Images(args) => println!("{}", args.build()?.display()),
         Command::Node(command) => return node::main(command),
         Command::Test(args) => return test::main(&args),
         Command::Bench(args) => return bench::main(&args),

@@ -27,6 +27,7 @@ const NODE: &[&str] = &[
     "debian-archive-keyring",
     "e2fsprogs",
     "erofs-utils",
+    "fdisk",
     "kmod",
     "mmdebstrap",
     "qemu-system-x86",

@@ -24,7 +24,7 @@ struct Descriptor {
     annotations: Option<Value>,
 }
 
-/// Writes a layout of the tar archive `layer` to `folder`, under each of `names`.
+/// Writes a layout of the tar archive `layer` to `folder`, under each of `names`. An image without a `command` says nothing of one.
 ///
 /// # Errors
 /// The folder cannot be written.
@@ -32,15 +32,20 @@ pub fn write(folder: &Path, layer: &Path, names: &[String], command: &[String]) 
     let blobs = folder.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
     let layer = add_file(&blobs, layer, "application/vnd.oci.image.layer.v1.tar")?;
+    let runs = if command.is_empty() {
+        json!({})
+    } else {
+        json!({
+            "Cmd": command,
+            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        })
+    };
     let config = add_json(
         &blobs,
         &json!({
             "architecture": "amd64",
             "os": "linux",
-            "config": {
-                "Cmd": command,
-                "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-            },
+            "config": runs,
             "rootfs": { "type": "layers", "diff_ids": [layer.digest] },
         }),
         "application/vnd.oci.image.config.v1+json",

@@ -1,6 +1,7 @@
 //! The container images that the node's registry serves, as images.toml describes them.
 
 mod layout;
+pub mod machine;
 mod tree;
 
 use std::fs;
@@ -11,7 +12,7 @@ use serde::Deserialize;
 
 use crate::cache::{self, Key};
 use crate::progress::Step;
-use crate::workspace;
+use crate::{packages, workspace};
 
 #[derive(Deserialize)]
 struct Description {
@@ -30,7 +31,30 @@ struct Image {
     command: Vec<String>,
 }
 
-/// Builds the images, unless they are cached, and returns the folder that holds a layout of each.
+/// `cargo xtask images …`
+#[derive(clap::Args)]
+pub struct ImagesArgs {
+    /// The machines that machine pods boot, instead of what containers run.
+    #[arg(long)]
+    machines: bool,
+}
+
+impl ImagesArgs {
+    /// Builds the images and returns the folder that holds a layout of each.
+    ///
+    /// # Errors
+    /// Packages are missing, or cannot be fetched.
+    pub fn build(&self) -> Result<PathBuf> {
+        packages::install()?;
+        if self.machines {
+            machine::build()
+        } else {
+            build()
+        }
+    }
+}
+
+/// Builds the images of containers, unless they are cached, and returns the folder that holds a layout of each.
 ///
 /// # Errors
 /// images.toml is not as described, or Debian's packages cannot be fetched.

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::process;
+use crate::process::{self, system_tool};
 use crate::progress::Step;
 use crate::workspace;
 
@@ -36,6 +36,20 @@ pub fn apt(suite: &str, program: &str) -> Command {
 /// # Errors
 /// The packages cannot be fetched or installed.
 pub fn write_root(step: &Step, suite: &str, packages: &[&str], target: &Path) -> Result<()> {
+    write_root_with(step, suite, packages, &[], target)
+}
+
+/// As [`write_root`], with more options of mmdebstrap.
+///
+/// # Errors
+/// The packages cannot be fetched or installed.
+pub fn write_root_with(
+    step: &Step,
+    suite: &str,
+    packages: &[&str],
+    options: &[String],
+    target: &Path,
+) -> Result<()> {
     let sources = process::run_for_output(step, &mut apt(suite, "sources"))?;
     let mut command = Command::new("mmdebstrap");
     command
@@ -49,7 +63,7 @@ pub fn write_root(step: &Step, suite: &str, packages: &[&str], target: &Path) ->
         command.arg(format!("--include={}", packages.join(",")));
     }
     let format = if target.is_dir() { "directory" } else { "tar" };
-    command.arg(format!("--format={format}"));
+    command.arg(format!("--format={format}")).args(options);
     process::run(step, command.arg(suite).arg(target).arg(sources))
 }
 
@@ -76,6 +90,45 @@ pub fn unpack(step: &Step, suite: &str, package: &str, folder: &Path) -> Result<
             .arg(file)
             .arg(folder),
     )
+}
+
+/// The versioned package that a package without content of its own, such as linux-image-amd64, stands for at the moment.
+///
+/// # Errors
+/// There is no such package, or it depends on none that begins with the words before its architecture.
+pub fn package_behind(suite: &str, package: &str) -> Result<String> {
+    let listed = process::output(apt(suite, "apt-cache").args(["depends", package]))?;
+    listed
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: "))
+        .filter(|depended| depended.starts_with("linux-image-"))
+        .map(str::to_owned)
+        .with_context(|| format!("{package} depends on no kernel"))
+}
+
+/// The files of kernel modules and of what they depend on, each after its dependencies; `root` is the folder of `lib/modules`.
+///
+/// # Errors
+/// There is no such module.
+pub fn module_files(root: &Path, version: &str, names: &[&str]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for name in names {
+        let listed = process::output(
+            system_tool("modprobe")
+                .arg("--show-depends")
+                .arg("--dirname")
+                .arg(root)
+                .args(["--set-version", version, name]),
+        )?;
+        for line in listed.lines() {
+            // "builtin NAME" or "insmod PATH OPTIONS"
+            let file = line
+                .strip_prefix("insmod ")
+                .map(|rest| PathBuf::from(rest.trim()));
+            files.extend(file.filter(|file| !files.contains(file)));
+        }
+    }
+    Ok(files)
 }
 
 /// Unpacks Debian's static busybox below `folder` and returns its path.

@@ -63,7 +63,11 @@ const PACKAGES: &[&str] = &[
     "jq",
     "kmod",
     "nftables",
+    "openssh-client",
     "procps",
+    // What machine pods are compared with, and an independent writer of disk images for their tests.
+    "qemu-system-x86",
+    "qemu-utils",
     "runc",
     "socat",
     "strace",
@@ -87,7 +91,8 @@ pub fn kernel() -> Result<PathBuf> {
         let work = tempfile::tempdir()?;
         let unpacked = work.path().join("kernel");
         fs::create_dir(&unpacked)?;
-        debian::unpack(&step, debian::STABLE, &kernel_package()?, &unpacked)?;
+        let package = debian::package_behind(debian::STABLE, "linux-image-amd64")?;
+        debian::unpack(&step, debian::STABLE, &package, &unpacked)?;
         let modules = work.path().join("modules");
         let version = copy_modules(&step, &unpacked, &modules)?;
         write_erofs(
@@ -121,19 +126,6 @@ pub fn root(containerd: Containerd) -> Result<PathBuf> {
         Ok(())
     })?;
     Ok(folder.join("root.erofs"))
-}
-
-/// The package that linux-image-amd64 stands for at the moment.
-fn kernel_package() -> Result<String> {
-    let listed = process::output(
-        debian::apt(debian::STABLE, "apt-cache").args(["depends", "linux-image-amd64"]),
-    )?;
-    listed
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Depends: "))
-        .filter(|package| package.starts_with("linux-image-"))
-        .map(str::to_owned)
-        .context("linux-image-amd64 depends on no kernel")
 }
 
 /// Copies the modules of use below `root`, decompressed (the emulated node would take far longer for that than we do), and returns
@@ -190,33 +182,12 @@ fn write_initrd(step: &Step, modules: &Path, version: &str, image: &Path) -> Res
     archive.file("bin/busybox", 0o755, &busybox)?;
     let init = fs::read(workspace::xtask_file("node/initrd-init.sh"))?;
     archive.file("init", 0o755, &init)?;
-    for (index, module) in load_order(modules, version)?.iter().enumerate() {
+    let modules = debian::module_files(modules, version, INITRD_MODULES)?;
+    for (index, module) in modules.iter().enumerate() {
         archive.file(&format!("modules/{index:02}.ko"), 0o644, &fs::read(module)?)?;
     }
     fs::write(image, archive.finish()?)?;
     Ok(())
-}
-
-/// The files of [`INITRD_MODULES`] and of what they depend on, each after its dependencies.
-fn load_order(modules: &Path, version: &str) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for name in INITRD_MODULES {
-        let listed = process::output(
-            system_tool("modprobe")
-                .arg("--show-depends")
-                .arg("--dirname")
-                .arg(modules)
-                .args(["--set-version", version, name]),
-        )?;
-        for line in listed.lines() {
-            // "builtin NAME" or "insmod PATH OPTIONS"
-            let file = line
-                .strip_prefix("insmod ")
-                .map(|rest| PathBuf::from(rest.trim()));
-            files.extend(file.filter(|file| !files.contains(file)));
-        }
-    }
-    Ok(files)
 }
 
 fn write_erofs(step: &Step, tree: &Path, image: &Path) -> Result<()> {

@@ -61,6 +61,9 @@ pub struct NodeOptions {
     /// Serve more images: an OCI layout, or a folder of layouts.
     #[arg(long, value_name = "FOLDER")]
     pub images: Vec<PathBuf>,
+    /// Serve the images of machines, too (minutes to build, when they are not cached).
+    #[arg(long)]
+    pub machines: bool,
     /// Whether the node's clock counts time or instructions.
     #[arg(long, default_value = "wall")]
     pub clock: Clock,
@@ -91,6 +94,7 @@ impl NodeOptions {
             containerd,
             shares: Vec::new(),
             images: Vec::new(),
+            machines: false,
             clock: Clock::Wall,
             variables: Vec::new(),
             memory: MEMORY_MIB,
@@ -128,6 +132,7 @@ pub fn build() -> Result<()> {
         machine::root(containerd)?;
     }
     images::build()?;
+    images::machine::build()?;
     Ok(())
 }
 
@@ -169,8 +174,12 @@ fn run_script(options: &NodeOptions, command: &str) -> Result<u8> {
             folder: release,
         });
     }
-    let layouts = std::iter::once(images::build()?).chain(options.images.iter().cloned());
-    shares.extend(layouts.enumerate().map(|(index, folder)| Share {
+    let mut layouts = vec![images::build()?];
+    if options.machines {
+        layouts.push(images::machine::build()?);
+    }
+    layouts.extend(options.images.iter().cloned());
+    shares.extend(layouts.into_iter().enumerate().map(|(index, folder)| Share {
         folder,
         path: format!("/images/{index}"),
     }));
