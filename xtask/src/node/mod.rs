@@ -179,10 +179,15 @@ fn run_script(options: &NodeOptions, command: &str) -> Result<u8> {
         layouts.push(images::machine::build()?);
     }
     layouts.extend(options.images.iter().cloned());
-    shares.extend(layouts.into_iter().enumerate().map(|(index, folder)| Share {
-        folder,
-        path: format!("/images/{index}"),
-    }));
+    shares.extend(
+        layouts
+            .into_iter()
+            .enumerate()
+            .map(|(index, folder)| Share {
+                folder,
+                path: format!("/images/{index}"),
+            }),
+    );
     for share in &mut shares {
         share.folder = share
             .folder

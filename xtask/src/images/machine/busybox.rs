@@ -57,8 +57,14 @@ const DISK_OWNER: u32 = 107;
 
 /// The image with a qcow2 disk, and the one with a raw disk.
 const IMAGES: [(&str, &str); 2] = [
-    ("busybox-machine", "docker.io/podvisor/busybox-machine:latest"),
-    ("busybox-machine-raw", "docker.io/podvisor/busybox-machine:raw"),
+    (
+        "busybox-machine",
+        "docker.io/podvisor/busybox-machine:latest",
+    ),
+    (
+        "busybox-machine-raw",
+        "docker.io/podvisor/busybox-machine:raw",
+    ),
 ];
 
 /// Writes the layouts of both images below `folder`.
@@ -158,7 +164,10 @@ impl Modules {
             .context("modules without a version")?;
         let decompress = ["-name", "*.ko.xz", "-exec", "xz", "--decompress", "{}", "+"];
         process::run(step, Command::new("find").arg(&folders).args(decompress))?;
-        process::run(step, system_tool("depmod").arg("-b").arg(&root).arg(&version))?;
+        process::run(
+            step,
+            system_tool("depmod").arg("-b").arg(&root).arg(&version),
+        )?;
         Ok(Self { root, version })
     }
 
@@ -173,12 +182,7 @@ impl Modules {
             fs::create_dir_all(target.parent().context("a driver without a folder")?)?;
             fs::copy(&file, target)?;
         }
-        process::output(
-            system_tool("depmod")
-                .arg("-b")
-                .arg(tree)
-                .arg(&self.version),
-        )?;
+        process::output(system_tool("depmod").arg("-b").arg(tree).arg(&self.version))?;
         Ok(())
     }
 }

@@ -68,9 +68,8 @@ pub fn build(folder: &Path) -> Result<()> {
 }
 
 fn write_tree(step: &Step, tree: &Path) -> Result<()> {
-    let hooks = HOOKS.map(|(hook, file)| {
-        format!("{hook}={}", workspace::xtask_file(file).display())
-    });
+    let hooks =
+        HOOKS.map(|(hook, file)| format!("{hook}={}", workspace::xtask_file(file).display()));
     debian::write_root_with(step, debian::STABLE, PACKAGES, &hooks, tree)
 }
 

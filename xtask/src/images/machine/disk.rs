@@ -119,10 +119,7 @@ fn install_grub(modules: &Path, disk: &Path) -> Result<()> {
     let offset = FIRST_SECTOR * SECTOR_LEN;
     disk.seek(SeekFrom::Start(offset))?;
     disk.write_all(&core)?;
-    disk.write_all_at(
-        &(FIRST_SECTOR + 1).to_le_bytes(),
-        offset + BLOCK_LIST_START,
-    )?;
+    disk.write_all_at(&(FIRST_SECTOR + 1).to_le_bytes(), offset + BLOCK_LIST_START)?;
     Ok(())
 }
 

@@ -70,7 +70,10 @@ impl Image {
 
     /// Appends a table of 64-bit numbers, filled up with zeroes to whole clusters.
     fn append_table(&mut self, entries: &[u64]) -> Result<u64> {
-        let mut bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        let mut bytes: Vec<u8> = entries
+            .iter()
+            .flat_map(|entry| entry.to_be_bytes())
+            .collect();
         bytes.resize(bytes.len().next_multiple_of(CLUSTER_LEN), 0);
         let offset = self.clusters << CLUSTER_BITS;
         for cluster in bytes.chunks(CLUSTER_LEN) {
@@ -86,11 +89,20 @@ impl Image {
             let copied = |offset: &u64| if *offset == 0 { 0 } else { offset | COPIED };
             let l2: Vec<u64> = clusters.iter().map(copied).collect();
             let is_empty = l2.iter().all(|entry| *entry == 0);
-            l1.push(if is_empty { 0 } else { self.append_table(&l2)? | COPIED });
+            l1.push(if is_empty {
+                0
+            } else {
+                self.append_table(&l2)? | COPIED
+            });
         }
         let l1_offset = self.append_table(&l1)?;
         let refcounts_offset = self.append_refcounts()?;
-        let header = header(disk_len, u32::try_from(l1.len())?, l1_offset, refcounts_offset);
+        let header = header(
+            disk_len,
+            u32::try_from(l1.len())?,
+            l1_offset,
+            refcounts_offset,
+        );
         self.file.rewind()?;
         self.file.write_all(&header)?;
         self.file.set_len(self.clusters << CLUSTER_BITS)?;
@@ -161,9 +173,8 @@ mod tests {
         let (len, l1) = (number(image, 24, 8), number(image, 40, 8));
         let mut disk = Vec::new();
         for cluster in 0..len.div_ceil(CLUSTER_LEN) {
-            let offset = |table: usize, index: usize| {
-                number(image, table + index * 8, 8) & !(1_usize << 63)
-            };
+            let offset =
+                |table: usize, index: usize| number(image, table + index * 8, 8) & !(1_usize << 63);
             let l2 = offset(l1, cluster / ENTRIES_PER_TABLE);
             let data = match l2 {
                 0 => 0,
@@ -195,7 +206,9 @@ mod tests {
         // Header, three clusters of data, three tables, reference counts and their table.
         assert_eq!(written.len(), 9 * CLUSTER_LEN);
         let block = number(&written, number(&written, 48, 8), 8);
-        let counts: Vec<usize> = (0..10).map(|index| number(&written, block + index * 2, 2)).collect();
+        let counts: Vec<usize> = (0..10)
+            .map(|index| number(&written, block + index * 2, 2))
+            .collect();
         assert_eq!(counts, [1, 1, 1, 1, 1, 1, 1, 1, 1, 0]);
     }
 }
