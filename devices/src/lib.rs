@@ -4,6 +4,7 @@
 //! builds the machine hands in [`interrupt`] sinks and places devices on a [`bus`].
 
 pub mod bus;
+pub mod console;
 pub mod event_loop;
 pub mod fs;
 pub mod interrupt;

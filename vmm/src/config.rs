@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use podvisor_devices::console::{ConsoleTap, Terminal};
 use podvisor_devices::virtio::VirtioDevice;
 use thiserror::Error;
 
@@ -28,18 +29,23 @@ pub struct VmConfig {
     pub kernel_args: KernelArgs,
     /// The guest's serial console.
     pub console: Console,
+    /// What the serial port shows its output on and takes its input from; one of the machine's
+    /// own without. Readers made before the start miss nothing.
+    pub terminal: Option<Terminal>,
     /// Gets the console's output as it comes, beside the kept tail.
     pub console_output: Option<ConsoleOutput>,
     /// Whether the guest has a power button. Without one the guest can be stopped but not asked
     /// to shut down; without a button and a [`Console::Terminal`] no device has an interrupt
     /// line, and the guest is spared the setup of an IOAPIC.
     pub power_button: bool,
+    /// What a reset of the guest leads to.
+    pub on_reset: ResetPolicy,
     /// PCI devices; the one at index `i` becomes device `i + 1` of bus 0.
     pub devices: Vec<DeviceSlot>,
 }
 
 /// Takes console output, byte by byte. Called on the thread of the processor that writes, which waits.
-pub type ConsoleOutput = Box<dyn Fn(u8) + Send + Sync>;
+pub type ConsoleOutput = ConsoleTap;
 
 /// One PCI device of a machine.
 pub struct DeviceSlot {
@@ -59,6 +65,18 @@ pub enum Console {
     Log,
     /// A port with its line, for the kernel's messages and a login; its last output is kept.
     Terminal,
+}
+
+/// What becomes of a machine whose guest resets it. A kernel that panicked before ends the machine
+/// in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResetPolicy {
+    /// The machine ends.
+    #[default]
+    End,
+    /// The machine starts over in place: devices as at power-on, kernel and initial image read
+    /// again from their files.
+    Restart,
 }
 
 /// A value that no machine can have.

@@ -21,6 +21,8 @@ pub enum ThreadKind {
     Disk,
     /// Serves file system requests; keeps the capabilities that files of other users take.
     Fs,
+    /// Starts a machine over: reads its kernel, writes its processors' state.
+    Reset,
 }
 
 /// Why a thread could not be confined.
@@ -91,6 +93,17 @@ const DISK: &[i64] = &[
     libc::SYS_pwritev2,
 ];
 
+/// Kernel and initial image, and what resetting devices takes ([`VCPU`]).
+const RESET: &[i64] = &[
+    libc::SYS_epoll_ctl,
+    libc::SYS_fstat,
+    libc::SYS_lseek,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_pread64,
+    libc::SYS_statx,
+];
+
 /// What file system requests become, and the switch to a request's user.
 const FS: &[i64] = &[
     libc::SYS_capget,
@@ -142,6 +155,22 @@ const KVM_GET_REGS: u32 = 0x8090_ae81;
 const KVM_SIGNAL_MSI: u32 = 0x4020_aea5;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+/// A machine's state: of processors, then of what they share.
+const KVM_STATE: &[u32] = &[
+    0x4090_ae82, // KVM_SET_REGS
+    0x8138_ae83, // KVM_GET_SREGS
+    0x4138_ae84, // KVM_SET_SREGS
+    0x4008_ae89, // KVM_SET_MSRS
+    0x4400_ae8f, // KVM_SET_LAPIC
+    0x8004_ae98, // KVM_GET_MP_STATE
+    0x4004_ae99, // KVM_SET_MP_STATE
+    0x4040_aea0, // KVM_SET_VCPU_EVENTS
+    0x4080_aea2, // KVM_SET_DEBUGREGS
+    0x5000_aea5, // KVM_SET_XSAVE
+    0x4188_aea7, // KVM_SET_XCRS
+    0x8208_ae63, // KVM_SET_IRQCHIP
+    0x4030_ae7b, // KVM_SET_CLOCK
+];
 
 // Capabilities (linux/capability.h).
 const CAP_CHOWN: u32 = 0;
@@ -201,6 +230,15 @@ impl ThreadKind {
                     CAP_SYS_ADMIN,
                     CAP_SETFCAP,
                 ],
+            },
+            Self::Reset => Rights {
+                calls: RESET,
+                ioctls: &[
+                    KVM_STATE,
+                    &[KVM_SIGNAL_MSI, KVM_SET_GSI_ROUTING, TUNSETOFFLOAD],
+                    &VHOST_REQUESTS,
+                ],
+                capabilities: &[],
             },
         }
     }
@@ -325,6 +363,7 @@ mod tests {
             ThreadKind::Io,
             ThreadKind::Disk,
             ThreadKind::Fs,
+            ThreadKind::Reset,
         ] {
             filter(&kind.rights()).unwrap_or_else(|error| panic!("{kind:?}: {error}"));
         }

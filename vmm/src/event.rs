@@ -8,8 +8,38 @@ pub type EventSink = Box<dyn Fn(VmEvent) + Send + Sync>;
 /// Something that happened to a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VmEvent {
+    /// The machine was reset and is about to enter its kernel again, with devices as at power-on
+    /// and nothing in memory of before. Sent while no processor runs, never after the end.
+    Restarted {
+        /// What reset it.
+        cause: RestartCause,
+        /// How often it was reset so far. An owner that finds the rate absurd stops it.
+        count: u64,
+    },
     /// The guest does not run any more. Sent exactly once, after the last processor stopped.
     Ended(EndReason),
+}
+
+/// Why a machine is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestartCause {
+    /// The guest asked for it, through ACPI or the keyboard controller.
+    Guest,
+    /// A processor faulted while it handled a double fault.
+    TripleFault,
+    /// The owner wanted it.
+    Owner,
+}
+
+impl From<RestartCause> for EndReason {
+    /// Why a machine ends that is not started again.
+    fn from(cause: RestartCause) -> Self {
+        match cause {
+            RestartCause::Guest => Self::Reset,
+            RestartCause::TripleFault => Self::TripleFault,
+            RestartCause::Owner => Self::Killed,
+        }
+    }
 }
 
 /// Why a machine ended.
@@ -39,6 +69,11 @@ pub enum EndReason {
         /// What happened.
         cause: String,
     },
+    /// The guest's reset could not be carried out.
+    RestartFailed {
+        /// What happened.
+        cause: String,
+    },
     /// A thread of the machine panicked: a defect of this program.
     ThreadPanicked {
         /// Its name.
@@ -57,6 +92,7 @@ impl fmt::Display for EndReason {
             Self::TripleFault => f.write_str("the guest reset itself by a triple fault"),
             Self::KvmError { cause } => write!(f, "KVM cannot run the guest: {cause}"),
             Self::DeviceFailed { device, cause } => write!(f, "device {device} failed: {cause}"),
+            Self::RestartFailed { cause } => write!(f, "the guest cannot be restarted: {cause}"),
             Self::ThreadPanicked { thread } => write!(f, "thread {thread} of the VMM panicked"),
             Self::Killed => f.write_str("the VM was killed"),
         }
@@ -65,12 +101,15 @@ impl fmt::Display for EndReason {
 
 /// What Linux prints first when it panics.
 const PANIC_MARK: &str = "Kernel panic - not syncing";
+/// What Linux prints last when it restarts because somebody wants it: a panic message before it is
+/// somebody else's, such as an old log's.
+const RESTART_MARK: &str = "reboot: Restarting system";
 /// Longest message taken from a console.
 const MAX_PANIC_LEN: usize = 200;
 
 impl EndReason {
-    /// Tells a panic from a wanted reset by the console's last output: Linux resets in the
-    /// same way after both.
+    /// Tells a panic from a wanted reset by the console's last output, which must not be of an
+    /// earlier boot: Linux resets in the same way after both.
     pub(crate) fn classified(self, console_tail: &[u8]) -> Self {
         match self {
             Self::Reset | Self::TripleFault => match panic_message(console_tail) {
@@ -85,6 +124,9 @@ impl EndReason {
 fn panic_message(console_tail: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(console_tail);
     let (_, message) = text.rsplit_once(PANIC_MARK)?;
+    if message.contains(RESTART_MARK) {
+        return None;
+    }
     let line = message.lines().next().unwrap_or_default();
     let printable = line
         .chars()
@@ -119,10 +161,12 @@ mod tests {
         let console = b"Kernel panic - not syncing: x";
         assert_eq!(EndReason::Shutdown.classified(console), EndReason::Shutdown);
         assert_eq!(EndReason::Killed.classified(console), EndReason::Killed);
-        assert_eq!(
-            EndReason::Reset.classified(b"reboot: Restarting system"),
-            EndReason::Reset
-        );
+        for wanted in [
+            b"reboot: Restarting system".as_slice(),
+            b"# dmesg\r\nKernel panic - not syncing: old\r\n[    9.1] reboot: Restarting system\r\n",
+        ] {
+            assert_eq!(EndReason::Reset.classified(wanted), EndReason::Reset);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use kvm_ioctls::VcpuExit;
 use podvisor_devices::bus::Bus;
 
-use crate::event::EndReason;
+use crate::event::{EndReason, RestartCause};
 
 /// The two address spaces a guest reaches devices in.
 #[derive(Default)]
@@ -78,6 +78,8 @@ impl<'a> From<VcpuExit<'a>> for Exit<'a> {
 pub enum Next {
     /// Back into the guest.
     Enter,
+    /// At the machine's next start, if it has one.
+    Reset(RestartCause),
     /// Not at all: the machine ends.
     End(EndReason),
 }
@@ -98,7 +100,7 @@ pub fn dispatch(exit: Exit<'_>, buses: &Buses) -> Next {
         Exit::MmioWrite { address, data } => {
             buses.mmio.write(address, data);
         }
-        Exit::TripleFault => return Next::End(EndReason::TripleFault),
+        Exit::TripleFault => return Next::Reset(RestartCause::TripleFault),
         Exit::EntryFailed { reason } => {
             return kvm_error(format!("entry failed with hardware reason {reason:#x}"));
         }
@@ -207,7 +209,7 @@ mod tests {
     #[test]
     fn fatal_exits_end_the_machine_with_their_reason() {
         let triple = dispatch(Exit::TripleFault, &buses());
-        assert_eq!(triple, Next::End(EndReason::TripleFault));
+        assert_eq!(triple, Next::Reset(RestartCause::TripleFault));
         let fatal = [
             Exit::EntryFailed {
                 reason: 0x8000_0021,

@@ -2,12 +2,15 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use podvisor_devices::console::Terminal;
+use podvisor_devices::legacy::Serial;
 use prost::Message as _;
 use thiserror::Error;
 
 use crate::config::{DeviceSlot, VmConfig};
-use crate::event::{EndReason, EventSink};
+use crate::event::{EndReason, EventSink, RestartCause};
 use crate::machine::{Machine, StartError};
 use crate::memory::GuestRam;
 use crate::pci::PciError;
@@ -31,6 +34,9 @@ pub enum OrderError {
     /// The machine has ended.
     #[error("the VM has ended")]
     Ended,
+    /// The machine was built to end at a reset.
+    #[error("the VM ends at a reset")]
+    EndsAtReset,
     /// The machine was built without a power button.
     #[error("the VM has no power button")]
     NoPowerButton,
@@ -157,13 +163,43 @@ impl VmHandle {
         self.machine.threads.pin(host_cpus)
     }
 
-    /// Types `bytes` on the console and tells how many were taken; the rest did not fit.
+    /// The console, to read and to type.
     #[must_use]
-    pub fn console_input(&self, bytes: &[u8]) -> usize {
-        self.machine
-            .platform
-            .serial()
-            .map_or(0, |serial| serial.input(bytes))
+    pub fn terminal(&self) -> &Terminal {
+        self.machine.platform.terminal()
+    }
+
+    /// Sends a break on the serial port, which Linux takes as the system request key. `false`
+    /// without a serial port.
+    #[must_use]
+    pub fn console_break(&self) -> bool {
+        let serial = self.machine.platform.serial();
+        serial.map(Serial::send_break).is_some()
+    }
+
+    /// Resets the machine without asking the guest, as a reset button does. It is under way when
+    /// this returns; [`crate::VmEvent::Restarted`] tells that it is done. A paused machine stays
+    /// paused.
+    ///
+    /// # Errors
+    /// [`OrderError::EndsAtReset`] without [`crate::ResetPolicy::Restart`],
+    /// [`OrderError::Ended`] when the machine has ended.
+    pub fn restart(&self) -> Result<(), OrderError> {
+        let machine = &self.machine;
+        if !machine.restarts_in_place() {
+            return Err(OrderError::EndsAtReset);
+        }
+        if !machine.control.order_reset(RestartCause::Owner) {
+            return Err(OrderError::Ended);
+        }
+        machine.threads.kick();
+        Ok(())
+    }
+
+    /// How often the machine was reset in place.
+    #[must_use]
+    pub fn restarts(&self) -> u64 {
+        self.machine.restarts.load(Ordering::Relaxed)
     }
 
     /// Ends the machine without asking the guest.

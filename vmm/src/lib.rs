@@ -16,22 +16,27 @@ pub mod processors;
 pub mod smbios;
 pub mod state;
 
+mod boot;
 mod machine;
 mod pci;
 mod platform;
+mod restart;
 pub mod seccomp;
 mod timeline;
 mod vcpu;
 
-pub use config::{Console, ConsoleOutput, DeviceSlot, KernelArgs, MemorySize, Vcpus, VmConfig};
+pub use config::{
+    Console, ConsoleOutput, DeviceSlot, KernelArgs, MemorySize, ResetPolicy, Vcpus, VmConfig,
+};
 pub use confine::{ThreadKind, spawn_io_loop};
-pub use event::{EndReason, EventSink, VmEvent};
+pub use event::{EndReason, EventSink, RestartCause, VmEvent};
 pub use handle::{OrderError, RestoreError, Vm, VmHandle};
 pub use machine::StartError;
 pub use memory::{GuestRam, MemoryBacking};
 pub use pci::PciError;
 pub use platform::PlatformError;
 pub use processors::{CpuLevel, CpuModel, Processors, Topology};
+pub use restart::PowerOnError;
 pub use smbios::SmbiosConfig;
 pub use state::StateError;
 pub use timeline::Phase;

@@ -1,6 +1,7 @@
 //! Builds a machine from its configuration and owns all of its parts.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use kvm_ioctls::{Kvm, VmFd};
 use podvisor_devices::interrupt::MsiSink;
@@ -8,21 +9,22 @@ use podvisor_devices::legacy::MachineEvent;
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryError};
 
-use crate::arch::acpi::{self, AcpiConfig, AcpiError};
-use crate::arch::boot_params::BootParams;
+use crate::arch::acpi::AcpiError;
 use crate::arch::cpuid::{CpuidError, Template};
 use crate::arch::irqchip::KvmMsi;
-use crate::arch::loader::{self, LoadError};
+use crate::arch::loader::LoadError;
 use crate::arch::{entry, irqchip, msrs};
-use crate::config::{Console, VmConfig};
-use crate::event::{EndReason, EventSink};
+use crate::boot::BootSource;
+use crate::config::{ResetPolicy, VmConfig};
+use crate::event::{EndReason, EventSink, RestartCause};
 use crate::exit::Buses;
 use crate::host::{self, HostError};
 use crate::memory::{GuestRam, MemoryError};
 use crate::pci::{OnFailure, PciDevices, PciError, Wiring};
 use crate::platform::{Platform, PlatformConfig, PlatformError};
 use crate::processors::Processors;
-use crate::smbios::{self, SmbiosError};
+use crate::restart::{PowerOn, PowerOnError, RestartThread, Restarter};
+use crate::smbios::SmbiosError;
 use crate::timeline::Timeline;
 use crate::vcpu::{
     Control, PinError, StatsError, VcpuCell, VcpuContext, VcpuThreads, prepare_signal,
@@ -69,6 +71,9 @@ pub enum StartError {
     /// A processor's thread could not be bound.
     #[error("cannot pin the processors")]
     Pin(#[from] PinError),
+    /// What a reset returns to cannot be told.
+    #[error("cannot prepare resets")]
+    PowerOn(#[from] PowerOnError),
     /// KVM's statistics are missing.
     #[error("cannot count exits")]
     Stats(#[from] StatsError),
@@ -96,8 +101,12 @@ pub(crate) struct Machine {
     pub(crate) control: Arc<Control>,
     pub(crate) threads: Arc<VcpuThreads>,
     pub(crate) timeline: Arc<Timeline>,
-    pub(crate) pci: PciDevices,
-    pub(crate) platform: Platform,
+    /// None in a machine that ends at a reset.
+    restart: Option<RestartThread>,
+    /// Resets so far.
+    pub(crate) restarts: Arc<AtomicU64>,
+    pub(crate) pci: Arc<PciDevices>,
+    pub(crate) platform: Arc<Platform>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) kvm: Kvm,
     pub(crate) ram: GuestRam,
@@ -111,15 +120,15 @@ impl Machine {
         let kvm = host::open_kvm()?;
         let ram = GuestRam::map(config.memory, config.memory_backing)?;
         let template = Template::for_host(&kvm, &config.processors)?;
-        let entry = load(&config, &template, &ram)?;
+        let entry = BootSource::of(&config, &template).load(&ram)?;
         timeline.done("guest_loaded");
         let parts = Parts::build(config, &template, events, &kvm, ram, timeline)?;
-        parts.set_entry(entry)?;
+        set_entry(parts.threads.cells(), entry)?;
         parts.start(kvm)
     }
 
     /// Builds the machine around memory that has a guest's content already. Kernel, initial
-    /// image and arguments of `config` are not looked at.
+    /// image and arguments of `config` are for resets only.
     pub(crate) fn around(
         ram: GuestRam,
         config: VmConfig,
@@ -130,6 +139,11 @@ impl Machine {
         let template = Template::for_host(&kvm, &config.processors)?;
         Parts::build(config, &template, events, &kvm, ram, timeline)?.start(kvm)
     }
+
+    /// Whether a reset starts the machine over.
+    pub(crate) fn restarts_in_place(&self) -> bool {
+        self.restart.is_some()
+    }
 }
 
 impl Drop for Machine {
@@ -137,50 +151,10 @@ impl Drop for Machine {
         self.control.order_end(EndReason::Killed);
         self.threads.kick();
         self.threads.join();
+        if let Some(restart) = &self.restart {
+            restart.join();
+        }
     }
-}
-
-/// Whether the machine has what `config` asks for, as ACPI describes it.
-fn acpi_config(config: &VmConfig) -> AcpiConfig {
-    AcpiConfig {
-        processors: (&config.processors).into(),
-        has_pci: !config.devices.is_empty(),
-        has_serial: config.console == Console::Terminal,
-        has_events: config.power_button,
-    }
-}
-
-/// Fills guest memory with all that the kernel finds at its entry.
-fn load(
-    config: &VmConfig,
-    template: &Template,
-    ram: &GuestRam,
-) -> Result<GuestAddress, StartError> {
-    let memory = ram.guest_memory();
-    let kernel = loader::load_kernel(&config.kernel, memory)?;
-    let load_initrd = |path| loader::load_initrd(path, memory, &kernel);
-    let initrd = config.initrd.as_deref().map(load_initrd).transpose()?;
-    let acpi = acpi_config(config);
-    let rsdp = acpi::write(acpi, memory)?;
-    if let Some(identity) = &config.smbios {
-        let shape = smbios::Shape {
-            topology: config.processors.topology(),
-            processor_id: template.processor_id(),
-            memory: config.memory,
-        };
-        smbios::write(identity, shape, memory)?;
-    }
-    let params = BootParams {
-        kernel: &kernel,
-        initrd,
-        kernel_args: &config.kernel_args,
-        memory: config.memory,
-        has_pci: acpi.has_pci,
-        rsdp,
-    };
-    params.write(memory).map_err(StartError::BootStructures)?;
-    entry::write_tables(memory).map_err(StartError::BootStructures)?;
-    Ok(kernel.entry)
 }
 
 /// A machine before its threads exist.
@@ -190,8 +164,10 @@ struct Parts {
     buses: Arc<Buses>,
     events: Arc<EventSink>,
     timeline: Arc<Timeline>,
-    pci: PciDevices,
-    platform: Platform,
+    /// None in a machine that ends at a reset.
+    reset: Option<(BootSource, PowerOn)>,
+    pci: Arc<PciDevices>,
+    platform: Arc<Platform>,
     vm: Arc<VmFd>,
     ram: GuestRam,
     pinning: Vec<usize>,
@@ -216,10 +192,18 @@ impl Parts {
             &config.processors,
         )?));
         timeline.done("vcpus_created");
-        let control = Arc::new(Control::new(threads.cells().len()));
+        let control = Arc::new(Control::new(threads.cells().len(), config.on_reset));
+        let reset = match config.on_reset {
+            ResetPolicy::End => None,
+            ResetPolicy::Restart => {
+                let power_on = PowerOn::of(kvm, &vm, threads.cells())?;
+                Some((BootSource::of(&config, template), power_on))
+            }
+        };
         let buses = Arc::new(Buses::default());
         let platform = PlatformConfig {
             console: config.console,
+            terminal: config.terminal.unwrap_or_default(),
             output: config.console_output,
             power_button: config.power_button,
         };
@@ -242,25 +226,13 @@ impl Parts {
             buses,
             events,
             timeline,
-            pci,
-            platform,
+            reset,
+            pci: Arc::new(pci),
+            platform: Arc::new(platform),
             vm,
             ram,
             pinning: config.processors.pinning,
         })
-    }
-
-    /// Puts the first processor at the kernel's entry. The others wait for its startup message.
-    fn set_entry(&self, kernel: GuestAddress) -> Result<(), StartError> {
-        let Some(cell) = self.threads.cells().first() else {
-            return Ok(());
-        };
-        let vcpu = cell.lock();
-        let reset = vcpu.get_sregs().map_err(kvm_step("read registers"))?;
-        vcpu.set_sregs(&entry::sregs(reset))
-            .map_err(kvm_step("set segments"))?;
-        vcpu.set_regs(&entry::regs(kernel))
-            .map_err(kvm_step("set registers"))
     }
 
     fn start(self, kvm: Kvm) -> Result<Machine, StartError> {
@@ -269,15 +241,31 @@ impl Parts {
             control: Arc::clone(&self.control),
             buses: self.buses,
             threads: Arc::clone(&self.threads),
-            events: self.events,
+            events: Arc::clone(&self.events),
             timeline: Arc::clone(&self.timeline),
-            console: Arc::clone(self.platform.console()),
+            terminal: self.platform.terminal().clone(),
         };
+        let restarts = Arc::new(AtomicU64::new(0));
+        let restarter = self.reset.map(|(source, power_on)| Restarter {
+            control: Arc::clone(&self.control),
+            threads: Arc::clone(&self.threads),
+            events: self.events,
+            pci: Arc::clone(&self.pci),
+            platform: Arc::clone(&self.platform),
+            source,
+            power_on,
+            count: Arc::clone(&restarts),
+            vm: Arc::clone(&self.vm),
+            ram: self.ram.clone(),
+        });
+        let restart = restarter.map(RestartThread::spawn).transpose();
         // From here on the machine's drop ends what has been started.
         let machine = Machine {
             control: self.control,
             threads: self.threads,
             timeline: self.timeline,
+            restart: restart.map_err(os_step("start a thread"))?,
+            restarts,
             pci: self.pci,
             platform: self.platform,
             vm: self.vm,
@@ -293,7 +281,20 @@ impl Parts {
     }
 }
 
-/// Ends the machine when its guest asks for it. Holds the threads weakly: they hold the
+/// Puts the first processor at the kernel's entry. The others wait for its startup message.
+pub(crate) fn set_entry(cells: &[VcpuCell], kernel: GuestAddress) -> Result<(), StartError> {
+    let Some(cell) = cells.first() else {
+        return Ok(());
+    };
+    let vcpu = cell.lock();
+    let reset = vcpu.get_sregs().map_err(kvm_step("read registers"))?;
+    vcpu.set_sregs(&entry::sregs(reset))
+        .map_err(kvm_step("set segments"))?;
+    vcpu.set_regs(&entry::regs(kernel))
+        .map_err(kvm_step("set registers"))
+}
+
+/// Ends or resets the machine when its guest asks for it. Holds the threads weakly: they hold the
 /// devices that hold this.
 fn on_request(
     control: &Arc<Control>,
@@ -301,10 +302,12 @@ fn on_request(
 ) -> impl Fn(MachineEvent) + Send + Sync + 'static {
     let (control, threads) = (Arc::clone(control), Arc::downgrade(threads));
     move |request| {
-        control.order_end(match request {
-            MachineEvent::PowerOff => EndReason::Shutdown,
-            MachineEvent::AcpiReset | MachineEvent::KeyboardReset => EndReason::Reset,
-        });
+        match request {
+            MachineEvent::PowerOff => control.order_end(EndReason::Shutdown),
+            MachineEvent::AcpiReset | MachineEvent::KeyboardReset => {
+                control.order_reset(RestartCause::Guest);
+            }
+        }
         if let Some(threads) = threads.upgrade() {
             threads.kick();
         }

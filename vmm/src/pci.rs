@@ -263,6 +263,13 @@ impl PciDevices {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The machine's reset: all devices are as they came up.
+    pub(crate) fn power_on(&self) {
+        for seated in self.lock().values() {
+            seated.device.power_on();
+        }
+    }
+
     /// Stops all devices; afterwards nothing of them touches guest memory.
     pub(crate) fn pause(&self) {
         for seated in self.lock().values() {

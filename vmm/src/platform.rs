@@ -6,12 +6,10 @@ use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 use podvisor_devices::bus::{Bus, BusDevice, BusError};
+use podvisor_devices::console::{ConsoleLog, Terminal};
 use podvisor_devices::interrupt::IrqLine;
-use podvisor_devices::legacy::{
-    AcpiPm, ConsoleLog, Ged, GedEvent, I8042, MachineEvent, MachineEvents, Serial, SerialSink,
-};
+use podvisor_devices::legacy::{AcpiPm, Ged, GedEvent, I8042, MachineEvent, MachineEvents, Serial};
 use thiserror::Error;
-use tracing::debug;
 
 use crate::arch::irqchip::KvmLine;
 use crate::arch::layout::{self, Range};
@@ -36,13 +34,14 @@ pub enum PlatformError {
 /// What the platform shall have.
 pub(crate) struct PlatformConfig {
     pub(crate) console: Console,
+    pub(crate) terminal: Terminal,
     pub(crate) output: Option<ConsoleOutput>,
     pub(crate) power_button: bool,
 }
 
 /// A machine's platform devices.
 pub(crate) struct Platform {
-    console: Arc<ConsoleLog>,
+    terminal: Terminal,
     serial: Option<Arc<Serial>>,
     events: Option<Arc<Ged>>,
 }
@@ -62,18 +61,16 @@ impl Platform {
             Arc::new(AcpiPm::new(Arc::clone(&requests))),
         )?;
         insert(ports, layout::PORT_I8042, Arc::new(I8042::new(requests)))?;
-        let console = ConsoleLog::new(Box::new(|line| debug!(target: "guest", "{line}")));
+        let terminal = config.terminal;
+        if let Some(output) = config.output {
+            terminal.set_tap(output);
+        }
         let serial = match config.console {
             Console::Off => None,
-            Console::Log => Some(place_serial(
-                ports,
-                Arc::new(NoLine),
-                &console,
-                config.output,
-            )?),
+            Console::Log => Some(place_serial(ports, Arc::new(NoLine), &terminal)?),
             Console::Terminal => {
                 let line = line(vm, layout::GSI_SERIAL)?;
-                Some(place_serial(ports, line, &console, config.output)?)
+                Some(place_serial(ports, line, &terminal)?)
             }
         };
         let events = if config.power_button {
@@ -84,15 +81,32 @@ impl Platform {
             None
         };
         Ok(Self {
-            console,
+            terminal,
             serial,
             events,
         })
     }
 
+    /// The console.
+    pub(crate) fn terminal(&self) -> &Terminal {
+        &self.terminal
+    }
+
     /// The console's last output.
     pub(crate) fn console(&self) -> &Arc<ConsoleLog> {
-        &self.console
+        self.terminal.log()
+    }
+
+    /// The machine's reset: the devices are as they came up, and the console's output is of
+    /// another boot.
+    pub(crate) fn power_on(&self) {
+        if let Some(serial) = &self.serial {
+            serial.reset();
+        }
+        self.terminal.begin_boot();
+        if let Some(events) = &self.events {
+            events.restore(0);
+        }
     }
 
     /// The serial port, if there is one.
@@ -125,17 +139,9 @@ fn line(vm: &VmFd, gsi: u32) -> Result<Arc<dyn IrqLine>, PlatformError> {
 fn place_serial(
     ports: &Bus,
     line: Arc<dyn IrqLine>,
-    console: &Arc<ConsoleLog>,
-    output: Option<ConsoleOutput>,
+    terminal: &Terminal,
 ) -> Result<Arc<Serial>, BusError> {
-    let sink: Arc<dyn SerialSink> = match output {
-        Some(output) => Arc::new(Tee {
-            console: Arc::clone(console),
-            output,
-        }),
-        None => console.clone(),
-    };
-    let serial = Arc::new(Serial::new(line, sink, Box::new(|| {})));
+    let serial = Serial::new(line, terminal.clone());
     insert(ports, layout::PORT_SERIAL, serial.clone())?;
     Ok(serial)
 }
@@ -146,18 +152,5 @@ struct NoLine;
 impl IrqLine for NoLine {
     fn trigger(&self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// Console output that is kept and handed on.
-struct Tee {
-    console: Arc<ConsoleLog>,
-    output: ConsoleOutput,
-}
-
-impl SerialSink for Tee {
-    fn put(&self, byte: u8) {
-        self.console.put(byte);
-        (self.output)(byte);
     }
 }

@@ -12,8 +12,8 @@ use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 
 use podvisor_vmm::{
-    Console, EndReason, KernelArgs, MemoryBacking, MemorySize, Vcpus, Vm, VmConfig, VmEvent,
-    VmHandle,
+    Console, EndReason, KernelArgs, MemoryBacking, MemorySize, ResetPolicy, Vcpus, Vm, VmConfig,
+    VmEvent, VmHandle,
 };
 
 /// What the guest's init writes first.
@@ -62,8 +62,9 @@ fn run() -> Result<(), Box<dyn Error>> {
     config.console_output = Some(Box::new(move |byte| on_output(byte, &output)));
     let report = Mutex::new(report);
     let events = Box::new(move |event| {
-        let VmEvent::Ended(reason) = event;
-        send(&report, Report::Ended(reason));
+        if let VmEvent::Ended(reason) = event {
+            send(&report, Report::Ended(reason));
+        }
     });
     println!("start_ns {}", monotonic_ns());
     let vm = Vm::start(config, events)?;
@@ -143,8 +144,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn Err
         initrd: None,
         kernel_args: KernelArgs::default(),
         console: Console::Log,
+        terminal: None,
         console_output: None,
         power_button: false,
+        on_reset: ResetPolicy::End,
         devices: Vec::new(),
     };
     let mut until_end = false;

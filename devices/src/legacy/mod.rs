@@ -2,7 +2,6 @@
 //! hardware-reduced ACPI, and the keyboard controller's reset line.
 
 pub mod acpi_pm;
-pub mod console_log;
 pub mod ged;
 pub mod i8042;
 pub mod serial;
@@ -10,10 +9,9 @@ pub mod serial;
 use std::sync::Arc;
 
 pub use acpi_pm::AcpiPm;
-pub use console_log::ConsoleLog;
 pub use ged::{Ged, GedEvent};
 pub use i8042::I8042;
-pub use serial::{Serial, SerialSink};
+pub use serial::Serial;
 
 /// What a guest asks of its machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

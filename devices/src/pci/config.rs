@@ -153,6 +153,17 @@ impl ConfigSpace {
         }
     }
 
+    /// Back to how the function came up: everything that can be written is zero, but for the BAR,
+    /// which holds its own address.
+    pub fn reset(&mut self) {
+        for (byte, mask) in self.bytes.iter_mut().zip(self.writable) {
+            *byte &= !mask;
+        }
+        if let Some(address) = self.bar {
+            self.set(BAR0, &(address | BAR_MEMORY_64).to_le_bytes());
+        }
+    }
+
     /// Whether the BAR answers: memory space is enabled and the BAR holds its own address.
     #[must_use]
     pub fn decodes_bar(&self) -> bool {
@@ -273,6 +284,19 @@ mod tests {
         enable(&mut config, COMMAND_MEMORY);
         config.write(0x10, &0xc000_0000_u32.to_le_bytes());
         assert!(!config.decodes_bar());
+    }
+
+    #[test]
+    fn a_reset_makes_all_registers_what_they_were() {
+        let mut config = config();
+        config.add_capability(0x11, &[7, 0], &[0, 0xc0]).unwrap();
+        let before = config.bytes;
+        for offset in 0..256 {
+            config.write(offset, &[0xff]);
+        }
+        assert_ne!(config.bytes, before);
+        config.reset();
+        assert_eq!(config.bytes, before);
     }
 
     #[test]

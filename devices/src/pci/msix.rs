@@ -127,6 +127,13 @@ impl Msix {
         }
     }
 
+    /// Back to how the function came up: switched off, every vector masked.
+    pub fn reset(&mut self) {
+        self.entries.fill(Entry::RESET);
+        self.control = 0;
+        self.may_send = false;
+    }
+
     /// How many messages the hypervisor refused so far.
     #[must_use]
     pub fn refused(&self) -> u64 {

@@ -55,6 +55,15 @@ pub trait VirtioInterrupt: Send + Sync {
     fn needs_reset(&self, cause: &str);
 }
 
+/// Who resets a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// Its driver, also before it uses the device for the first time.
+    Driver,
+    /// The machine, which is as at power-on afterwards.
+    Machine,
+}
+
 /// All that a device gets when its driver sets `DRIVER_OK`.
 pub struct Activation {
     /// The guest's memory.
@@ -117,6 +126,10 @@ pub trait VirtioDevice: Send {
     /// The device can be activated again: after a driver's reset with fresh queues, after a
     /// pause with these.
     fn deactivate(&mut self) -> Vec<QueueHandle>;
+    /// Forgets what a driver has made of the device beyond its queues; called while deactivated.
+    fn reset(&mut self, reset: Reset) {
+        let _ = reset;
+    }
     /// The device's own state as a versioned prost message; called while deactivated.
     fn save(&self) -> Vec<u8> {
         Vec::new()

@@ -13,7 +13,7 @@ pub mod testing;
 pub use self::balloon::{Balloon, BalloonConfig, BalloonControl};
 pub use self::block::{Block, BlockConfig, BlockMetrics, BlockSerial};
 pub use self::device::{
-    ActivateError, Activation, DeviceType, QueueHandle, VirtioDevice, VirtioInterrupt,
+    ActivateError, Activation, DeviceType, QueueHandle, Reset, VirtioDevice, VirtioInterrupt,
 };
 pub use self::pci::VirtioPciDevice;
 pub use self::rng::{Rng, RngConfig};

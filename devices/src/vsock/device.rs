@@ -8,7 +8,7 @@ use super::handler::VsockHandler;
 use super::host::{Shared, VsockHost};
 use super::muxer::Muxer;
 use crate::event_loop::{EventLoop, HandlerId};
-use crate::virtio::{ActivateError, Activation, DeviceType, QueueHandle, VirtioDevice};
+use crate::virtio::{ActivateError, Activation, DeviceType, QueueHandle, Reset, VirtioDevice};
 
 /// Entries of the receive, transmit and event queues. Linux fills the receive queue with
 /// buffers of 4 KiB and keeps eight for events, so more would cost the guest memory.
@@ -102,6 +102,13 @@ impl VirtioDevice for Vsock {
         handler
             .map(|handler| handler.into_queues())
             .unwrap_or_default()
+    }
+
+    fn reset(&mut self, reset: Reset) {
+        // What was dialled without a driver waits for the first one, but not for another boot's.
+        if reset == Reset::Machine {
+            self.shared.as_device(|muxer| (muxer.reset_all(), false));
+        }
     }
 }
 

@@ -18,8 +18,8 @@ use podvisor_devices::vsock::{Vsock, VsockConfig, VsockHost};
 use podvisor_proto::agent::{FS_TAG, READY_PORT};
 use podvisor_vmm::config::ConfigError;
 use podvisor_vmm::{
-    Console, DeviceSlot, EndReason, KernelArgs, MemoryBacking, Phase, ThreadKind, Vcpus, Vm,
-    VmConfig, VmEvent, VmHandle, confine, spawn_io_loop,
+    Console, DeviceSlot, EndReason, KernelArgs, MemoryBacking, Phase, ResetPolicy, ThreadKind,
+    Vcpus, Vm, VmConfig, VmEvent, VmHandle, confine, spawn_io_loop,
 };
 use tokio::sync::watch;
 
@@ -78,8 +78,10 @@ impl Launcher for KvmLauncher {
             initrd: Some(plan.initrd),
             kernel_args: kernel_args(plan.size.vcpus, &plan.kernel_args)?,
             console: Console::Log,
+            terminal: None,
             console_output: None,
             power_button: false,
+            on_reset: ResetPolicy::End,
             devices,
         };
         let start = |source| LaunchError::Start {
@@ -102,8 +104,11 @@ fn kernel_args(vcpus: Vcpus, more: &[String]) -> Result<KernelArgs, ConfigError>
 }
 
 fn report(end: &watch::Sender<Option<EndReason>>, event: VmEvent) {
-    let VmEvent::Ended(reason) = event;
-    end.send_replace(Some(reason));
+    match event {
+        VmEvent::Ended(reason) => drop(end.send_replace(Some(reason))),
+        // No guest of this kind is restarted.
+        VmEvent::Restarted { .. } => {}
+    }
 }
 
 fn readable(path: &Path) -> Result<(), LaunchError> {

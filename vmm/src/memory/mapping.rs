@@ -3,7 +3,7 @@
 use std::io;
 
 use vm_memory::mmap::MmapRegion;
-use vm_memory::{GuestMemoryRegion as _, GuestRegionMmap};
+use vm_memory::{Bytes as _, GuestMemoryRegion as _, GuestRegionMmap, MemoryRegionAddress};
 
 use super::MemoryError;
 use super::backing::{MemoryBacking, Pool};
@@ -126,9 +126,26 @@ fn unless_unknown(advised: Result<(), MemoryError>) -> Result<(), MemoryError> {
     }
 }
 
+/// Makes a region's memory zeros.
+pub(super) fn clear(region: &GuestRegionMmap) -> Result<(), MemoryError> {
+    if region.flags() & libc::MAP_HUGETLB == 0 {
+        return advise(region, libc::MADV_DONTNEED, "MADV_DONTNEED");
+    }
+    // Pages of a pool are kept: somebody else could take them, and the guest die of it.
+    let zeros = vec![0; ALIGNMENT];
+    for offset in (0..region.len()).step_by(ALIGNMENT) {
+        let base = region.start_addr().0;
+        region
+            .write_slice(&zeros, MemoryRegionAddress(offset))
+            .map_err(|_| MemoryError::Arrange { base })?;
+    }
+    Ok(())
+}
+
 fn advise(region: &GuestRegionMmap, advice: i32, name: &'static str) -> Result<(), MemoryError> {
-    // SAFETY: The range is exactly one live mapping of ours; no advice given here changes its
-    // content.
+    // SAFETY: The range is exactly one live mapping of ours, private and anonymous: pages that are
+    // given back read as zeros, and no other advice given here changes its content. No Rust
+    // reference ever points into guest memory.
     let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
     if result == 0 {
         Ok(())

@@ -141,6 +141,15 @@ impl GuestRam {
         &self.memory
     }
 
+    /// Makes all memory zeros, and gives it back to the host until it is touched again, but for
+    /// huge pages of a pool.
+    ///
+    /// # Errors
+    /// [`MemoryError::Advise`] when the host keeps it.
+    pub(crate) fn clear(&self) -> Result<(), MemoryError> {
+        self.memory.iter().try_for_each(mapping::clear)
+    }
+
     /// Gives every range to KVM as a slot of `vm`.
     pub(crate) fn register(&self, vm: &VmFd) -> Result<(), MemoryError> {
         for (slot, region) in (0..).zip(self.memory.iter()) {
@@ -194,6 +203,19 @@ mod tests {
         let memory = ram.guest_memory().clone();
         drop(ram);
         memory.write_obj(7_u8, GuestAddress(0)).unwrap();
+    }
+
+    #[test]
+    fn cleared_memory_reads_as_zeros() {
+        let ram = ram(64 << 20);
+        let memory = ram.guest_memory();
+        for address in [0, 0x1000, (64 << 20) - 1] {
+            memory.write_obj(7_u8, GuestAddress(address)).unwrap();
+        }
+        ram.clear().unwrap();
+        for address in [0, 0x1000, (64 << 20) - 1] {
+            assert_eq!(memory.read_obj::<u8>(GuestAddress(address)).unwrap(), 0);
+        }
     }
 
     #[test]

@@ -1,9 +1,11 @@
-//! The switch that all processors of a machine obey: run, park, end.
+//! The switch that all processors of a machine obey: run, park, end. Beside what the owner
+//! orders there is a reset, for which they park until whoever carries it out is done.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::event::EndReason;
+use crate::config::ResetPolicy;
+use crate::event::{EndReason, RestartCause};
 
 /// What the processors shall do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,12 +16,30 @@ enum Order {
 }
 
 struct State {
+    /// What the owner wants.
     order: Order,
-    /// Threads that are parked.
+    /// A reset that is not done yet; processors park for it whatever the order.
+    reset: Option<RestartCause>,
+    /// Threads of processors that are parked.
     parked: usize,
-    /// Threads that have not ended.
+    /// Threads of processors that have not ended.
     alive: usize,
+    /// Whether the thread that carries out resets has not ended.
+    has_resetter: bool,
     reason: Option<EndReason>,
+}
+
+impl State {
+    fn effective(&self) -> Order {
+        match (self.order, &self.reset) {
+            (Order::Run, Some(_)) => Order::Park,
+            (order, _) => order,
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.alive == 0 && !self.has_resetter
+    }
 }
 
 /// Shared by a machine's threads and its owner. It only says what shall be; whoever changes
@@ -27,23 +47,28 @@ struct State {
 pub(crate) struct Control {
     state: Mutex<State>,
     changed: Condvar,
-    /// Set while the order is not to run, so that a running processor need not lock.
+    /// Set while processors shall not run, so that a running one need not lock.
     attention: AtomicBool,
+    policy: ResetPolicy,
 }
 
 impl Control {
-    /// A switch for `vcpus` threads, all parked at first.
-    pub(crate) fn new(vcpus: usize) -> Self {
+    /// A switch for `vcpus` threads, all parked at first. With [`ResetPolicy::Restart`] one more
+    /// thread carries out resets.
+    pub(crate) fn new(vcpus: usize, policy: ResetPolicy) -> Self {
         let state = State {
             order: Order::Park,
+            reset: None,
             parked: 0,
             alive: vcpus,
+            has_resetter: policy == ResetPolicy::Restart,
             reason: None,
         };
         Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
             attention: AtomicBool::new(true),
+            policy,
         }
     }
 
@@ -68,11 +93,18 @@ impl Control {
         let mut state = self.lock();
         state.parked += 1;
         self.changed.notify_all();
-        while state.order == Order::Park {
+        while state.effective() == Order::Park {
             state = self.wait(state);
         }
         state.parked -= 1;
         state.order == Order::Run
+    }
+
+    /// Tells threads what has changed in `state`.
+    fn announce(&self, state: &State) {
+        self.attention
+            .store(state.effective() != Order::Run, Ordering::SeqCst);
+        self.changed.notify_all();
     }
 
     /// Orders all to run. `false` when the machine has ended.
@@ -82,8 +114,7 @@ impl Control {
             return false;
         }
         state.order = Order::Run;
-        self.attention.store(false, Ordering::SeqCst);
-        self.changed.notify_all();
+        self.announce(&state);
         true
     }
 
@@ -94,14 +125,15 @@ impl Control {
             return false;
         }
         state.order = Order::Park;
-        self.attention.store(true, Ordering::SeqCst);
+        self.announce(&state);
         true
     }
 
-    /// Waits until all threads are parked. `false` when the machine ended instead.
+    /// Waits until all threads are parked, and a reset under way is done. `false` when the
+    /// machine ended instead.
     pub(crate) fn wait_parked(&self) -> bool {
         let mut state = self.lock();
-        while state.order == Order::Park && state.parked < state.alive {
+        while state.order == Order::Park && (state.parked < state.alive || state.reset.is_some()) {
             state = self.wait(state);
         }
         state.order == Order::Park
@@ -110,7 +142,7 @@ impl Control {
     /// Whether all threads are parked and stay so until an order.
     pub(crate) fn is_parked(&self) -> bool {
         let state = self.lock();
-        state.order == Order::Park && state.parked == state.alive
+        state.order == Order::Park && state.parked == state.alive && state.reset.is_none()
     }
 
     /// Orders all to end; the first reason stays.
@@ -118,15 +150,72 @@ impl Control {
         let mut state = self.lock();
         state.order = Order::End;
         state.reason.get_or_insert(reason);
-        self.attention.store(true, Ordering::SeqCst);
-        self.changed.notify_all();
+        self.announce(&state);
     }
 
-    /// A thread ends. The last one gets to refine why the machine ended, and to report it.
+    /// Orders a reset, or the end of a machine that ends at a reset; `false` when it has ended.
+    /// During a reset the first cause stays.
+    pub(crate) fn order_reset(&self, cause: RestartCause) -> bool {
+        let mut state = self.lock();
+        if state.order == Order::End {
+            return false;
+        }
+        match self.policy {
+            ResetPolicy::End => {
+                state.order = Order::End;
+                state.reason.get_or_insert(cause.into());
+            }
+            ResetPolicy::Restart => {
+                state.reset.get_or_insert(cause);
+            }
+        }
+        self.announce(&state);
+        true
+    }
+
+    /// Waits for a reset to carry out, with all processors parked. `None` when the machine ends.
+    pub(crate) fn wait_reset(&self) -> Option<RestartCause> {
+        let mut state = self.lock();
+        loop {
+            match state.reset {
+                _ if state.order == Order::End => return None,
+                Some(cause) if state.parked == state.alive => return Some(cause),
+                _ => state = self.wait(state),
+            }
+        }
+    }
+
+    /// The reset is done: processors follow the order again.
+    pub(crate) fn reset_done(&self) {
+        let mut state = self.lock();
+        state.reset = None;
+        self.announce(&state);
+    }
+
+    /// The thread of a processor ends. The machine's last one gets to refine why the machine
+    /// ended, and to report it.
     pub(crate) fn leave(&self, refine: impl FnOnce(EndReason) -> EndReason) -> Option<EndReason> {
         let mut state = self.lock();
         state.alive -= 1;
-        if state.alive > 0 {
+        self.last_words(state, refine)
+    }
+
+    /// As [`Self::leave`], for the thread that carries out resets.
+    pub(crate) fn leave_resetter(
+        &self,
+        refine: impl FnOnce(EndReason) -> EndReason,
+    ) -> Option<EndReason> {
+        let mut state = self.lock();
+        state.has_resetter = false;
+        self.last_words(state, refine)
+    }
+
+    fn last_words(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        refine: impl FnOnce(EndReason) -> EndReason,
+    ) -> Option<EndReason> {
+        if !state.has_ended() {
             return None;
         }
         let reason = refine(state.reason.take().unwrap_or(EndReason::Killed));
@@ -138,7 +227,7 @@ impl Control {
     /// Waits until the last thread has ended.
     pub(crate) fn wait_ended(&self) -> EndReason {
         let mut state = self.lock();
-        while state.alive > 0 {
+        while !state.has_ended() {
             state = self.wait(state);
         }
         state.reason.clone().unwrap_or(EndReason::Killed)
@@ -166,7 +255,7 @@ mod tests {
 
     #[test]
     fn processors_park_and_run_again_any_number_of_times() {
-        let control = Arc::new(Control::new(3));
+        let control = Arc::new(Control::new(3, ResetPolicy::End));
         let workers: Vec<_> = (0..3).map(|_| worker(&control)).collect();
         for _ in 0..50 {
             assert!(control.wait_parked());
@@ -184,14 +273,72 @@ mod tests {
 
     #[test]
     fn the_first_reason_stays_and_an_ended_machine_takes_no_order() {
-        let control = Arc::new(Control::new(1));
+        let control = Arc::new(Control::new(1, ResetPolicy::End));
         let worker = worker(&control);
-        control.order_end(EndReason::TripleFault);
+        assert!(control.order_reset(RestartCause::TripleFault));
         control.order_end(EndReason::Killed);
         assert_eq!(control.wait_ended(), EndReason::TripleFault);
         assert_eq!(worker.join().unwrap(), Some(EndReason::TripleFault));
         assert!(!control.order_run());
         assert!(!control.order_park());
         assert!(!control.wait_parked());
+        assert!(!control.order_reset(RestartCause::Owner));
+    }
+
+    /// Carries out resets until the end; how many those were.
+    fn resetter(control: &Arc<Control>) -> thread::JoinHandle<Vec<RestartCause>> {
+        let control = Arc::clone(control);
+        thread::spawn(move || {
+            let mut causes = Vec::new();
+            while let Some(cause) = control.wait_reset() {
+                causes.push(cause);
+                control.reset_done();
+            }
+            control.leave_resetter(|reason| reason);
+            causes
+        })
+    }
+
+    #[test]
+    fn a_reset_parks_all_processors_and_leaves_the_owners_order_as_it_is() {
+        let control = Arc::new(Control::new(2, ResetPolicy::Restart));
+        let workers: Vec<_> = (0..2).map(|_| worker(&control)).collect();
+        assert!(control.order_reset(RestartCause::Owner));
+        assert_eq!(control.wait_reset(), Some(RestartCause::Owner));
+        assert!(!control.is_parked(), "a reset is under way");
+        assert!(control.order_run());
+        assert!(control.wants_attention(), "not before the reset is done");
+        control.reset_done();
+        assert!(!control.wants_attention());
+        assert!(control.order_park());
+        assert!(control.wait_parked());
+        assert!(control.order_reset(RestartCause::Guest));
+        assert!(control.order_reset(RestartCause::Owner));
+        assert_eq!(control.wait_reset(), Some(RestartCause::Guest));
+        control.reset_done();
+        assert!(control.is_parked(), "a paused machine stays paused");
+        control.order_end(EndReason::Killed);
+        assert_eq!(control.wait_reset(), None);
+        let reports = workers.into_iter().filter_map(|w| w.join().unwrap());
+        assert_eq!(reports.count(), 0, "the resetter has not left yet");
+        let last = control.leave_resetter(|reason| reason);
+        assert_eq!(last, Some(EndReason::Killed));
+        assert_eq!(control.wait_ended(), EndReason::Killed);
+    }
+
+    #[test]
+    fn resets_from_everywhere_are_carried_out_until_the_end() {
+        let control = Arc::new(Control::new(3, ResetPolicy::Restart));
+        let workers: Vec<_> = (0..3).map(|_| worker(&control)).collect();
+        let resetter = resetter(&control);
+        control.order_run();
+        for _ in 0..100 {
+            assert!(control.order_reset(RestartCause::TripleFault));
+            thread::yield_now();
+        }
+        control.order_end(EndReason::Shutdown);
+        assert_eq!(control.wait_ended(), EndReason::Shutdown);
+        assert!(!resetter.join().unwrap().is_empty());
+        workers.into_iter().for_each(|worker| drop(worker.join()));
     }
 }

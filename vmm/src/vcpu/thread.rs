@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
-use podvisor_devices::legacy::ConsoleLog;
+use podvisor_devices::console::Terminal;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::cell::VcpuCell;
@@ -26,7 +26,7 @@ pub(crate) struct VcpuContext {
     pub(crate) events: Arc<EventSink>,
     pub(crate) timeline: Arc<Timeline>,
     /// Its last output tells a panic from a reset.
-    pub(crate) console: Arc<ConsoleLog>,
+    pub(crate) terminal: Terminal,
 }
 
 /// All processors' cells and threads: what it takes to interrupt them.
@@ -137,8 +137,10 @@ fn run_thread(context: &VcpuContext, index: usize) {
         context.control.order_end(reason);
         context.threads.kick();
     }
-    let refine = |reason: EndReason| reason.classified(&context.console.tail());
+    let terminal = &context.terminal;
+    let refine = |reason: EndReason| reason.classified(&terminal.log().boot_tail());
     if let Some(reason) = context.control.leave(refine) {
+        terminal.close();
         (context.events)(VmEvent::Ended(reason));
     }
 }
@@ -156,8 +158,13 @@ fn run_vcpu(context: &VcpuContext, index: usize) -> Option<EndReason> {
         if std::mem::take(&mut is_first_entry) {
             context.timeline.done("first_entry");
         }
-        if let Next::End(reason) = run_until_attention(context, cell) {
-            return Some(reason);
+        match run_until_attention(context, cell) {
+            Next::Enter => {}
+            Next::Reset(cause) => {
+                context.control.order_reset(cause);
+                context.threads.kick();
+            }
+            Next::End(reason) => return Some(reason),
         }
     }
     None
@@ -173,6 +180,7 @@ fn run_until_attention(context: &VcpuContext, cell: &VcpuCell) -> Next {
                 cell.count_user_exit();
                 match dispatch(Exit::from(exit), &context.buses) {
                     Next::Enter => {}
+                    Next::Reset(cause) => return Next::Reset(cause),
                     Next::End(reason) => return Next::End(located(reason, &vcpu)),
                 }
             }

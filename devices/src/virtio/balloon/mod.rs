@@ -11,7 +11,7 @@ use prost::Message as _;
 
 use self::handler::BalloonHandler;
 use super::device::{
-    ActivateError, Activation, DeviceType, QueueHandle, VirtioDevice, VirtioInterrupt,
+    ActivateError, Activation, DeviceType, QueueHandle, Reset, VirtioDevice, VirtioInterrupt,
 };
 use crate::event_loop::{EventLoop, HandlerId};
 
@@ -172,6 +172,11 @@ impl VirtioDevice for Balloon {
         handler
             .map(|handler| handler.into_queues())
             .unwrap_or_default()
+    }
+
+    fn reset(&mut self, _: Reset) {
+        // The next driver begins with an empty balloon; the target is the host's.
+        self.shared.actual.store(0, Ordering::Release);
     }
 
     fn save(&self) -> Vec<u8> {

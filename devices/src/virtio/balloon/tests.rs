@@ -131,3 +131,19 @@ fn a_missing_queue_is_refused() {
         Err(ActivateError::QueueMissing(1))
     ));
 }
+
+#[test]
+fn the_next_driver_finds_an_empty_balloon_and_the_same_target() {
+    let (mut balloon, control) = balloon();
+    let driver = driver();
+    driver.start(&mut balloon, 0);
+    control.set_target(7);
+    balloon.write_config(CONFIG_ACTUAL, &5_u32.to_le_bytes());
+    assert_eq!(control.actual(), 5);
+    balloon.deactivate();
+    balloon.reset(Reset::Driver);
+    assert_eq!(control.actual(), 0);
+    let mut config = [0; 8];
+    balloon.read_config(0, &mut config);
+    assert_eq!(config, [7, 0, 0, 0, 0, 0, 0, 0]);
+}

@@ -98,6 +98,11 @@ impl CommonConfig {
         }
     }
 
+    /// The device serves no more until its driver resets it.
+    pub fn stop(&mut self) {
+        self.status &= !DRIVER_OK;
+    }
+
     /// Whether `feature` (a bit number) was negotiated.
     pub fn has_feature(&self, feature: u32) -> bool {
         self.driver_features >> feature & 1 == 1

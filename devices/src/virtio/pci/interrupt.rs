@@ -4,7 +4,7 @@
 //! for those very threads to stop.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -32,7 +32,7 @@ pub struct PciInterrupt {
     needs_reset: AtomicBool,
     config_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
-    reported: Once,
+    reported: AtomicBool,
     on_failure: OnceLock<OnFailure>,
 }
 
@@ -54,7 +54,7 @@ impl PciInterrupt {
             needs_reset: AtomicBool::new(false),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
-            reported: Once::new(),
+            reported: AtomicBool::new(false),
             on_failure: OnceLock::new(),
         }
     }
@@ -144,6 +144,15 @@ impl PciInterrupt {
         self.reroute();
     }
 
+    /// The machine's reset: the table is as it came up, and a failure is news again.
+    pub fn power_on(&self) {
+        self.reset();
+        self.generation.store(0, Ordering::Release);
+        self.reported.store(false, Ordering::Release);
+        self.msix().reset();
+        self.reroute();
+    }
+
     /// Takes back saved flags.
     pub fn restore(&self, isr: u8, generation: u8, broken: bool) {
         self.isr
@@ -197,12 +206,12 @@ impl VirtioInterrupt for PciInterrupt {
     fn needs_reset(&self, cause: &str) {
         self.needs_reset.store(true, Ordering::Release);
         // A guest can break its rings as often as it likes: the first time tells enough.
-        self.reported.call_once(|| {
+        if !self.reported.swap(true, Ordering::AcqRel) {
             tracing::warn!(device = ?self.device_type, cause, "the device needs a reset");
             if let Some(on_failure) = self.on_failure.get() {
                 on_failure(cause);
             }
-        });
+        }
         self.signal(ISR_CONFIG, self.config_vector());
     }
 }

@@ -5,8 +5,11 @@
 //! message-signalled interrupts has to poll.
 //!
 //! A device serves its queues while three things hold: its driver has set `DRIVER_OK`, the
-//! function is a bus master, and the machine is not paused. Whenever one of them ends, the
-//! device is stopped and its queues are kept for the time all three hold again.
+//! function is a bus master, and the machine is not paused. When the machine is paused, the device
+//! is stopped and its queues are kept until it goes on. A function that ceases to be bus master
+//! loses its queues until its driver has reset it: that is how a kernel lets go of a device before
+//! it starts another one (kexec), which makes it bus master again before it resets it and has by
+//! then other things where the rings were.
 
 mod common;
 mod interrupt;
@@ -135,6 +138,12 @@ impl VirtioPciDevice {
     /// Lets the device go on where [`Self::pause`] or [`Self::restore`] left it.
     pub fn resume(&self) {
         self.lock().set_paused(false);
+    }
+
+    /// The machine's reset: the device, its registers and its interrupts are as they came up; a
+    /// paused device stays paused. The vCPUs must not run.
+    pub fn power_on(&self) {
+        self.lock().power_on();
     }
 
     /// The state of the paused device, as a versioned message.

@@ -17,7 +17,9 @@ use super::state::{QueueState, StateError, VERSION, VirtioPciState, narrow};
 use crate::GuestMemory;
 use crate::pci::config::{Class, ConfigSpace, Identity};
 use crate::pci::msix;
-use crate::virtio::device::{Activation, DeviceType, QueueHandle, VirtioDevice, VirtioInterrupt};
+use crate::virtio::device::{
+    Activation, DeviceType, QueueHandle, Reset, VirtioDevice, VirtioInterrupt,
+};
 
 const VENDOR: u16 = 0x1af4;
 /// Device numbers of modern devices begin here (virtio 1.2, 4.1.2).
@@ -114,7 +116,7 @@ impl Transport {
         };
         match part {
             Part::Common => match self.common.write(offset, data, &self.interrupt) {
-                Some(Request::Reset) => self.reset(),
+                Some(Request::Reset) => self.reset(Reset::Driver),
                 Some(Request::Start) => self.start(),
                 None => {}
             },
@@ -149,6 +151,14 @@ impl Transport {
             return;
         }
         self.config.write(offset, data);
+        self.conditions_changed();
+    }
+
+    /// Back to how everything came up.
+    pub fn power_on(&mut self) {
+        self.reset(Reset::Machine);
+        self.config.reset();
+        self.interrupt.power_on();
         self.conditions_changed();
     }
 
@@ -222,12 +232,16 @@ impl Transport {
                 .set_queue_vector(index, narrow(saved.vector, "vector")?);
             positions.push(restore_queue(config, saved)?);
         }
-        if common.status & DRIVER_OK != 0 && !state.needs_reset {
+        self.config.write(0, &state.config);
+        if self.common.status & DRIVER_OK != 0 && !state.needs_reset {
             let handles = self.handles(&positions);
             let handles = handles.map_err(|(index, source)| StateError::Queue { index, source })?;
-            self.queues = Queues::Stopped(handles);
+            self.queues = if self.config.is_bus_master() {
+                Queues::Stopped(handles)
+            } else {
+                Queues::Fresh(handles)
+            };
         }
-        self.config.write(0, &state.config);
         self.conditions_changed();
         Ok(())
     }
@@ -273,6 +287,11 @@ impl Transport {
     fn conditions_changed(&mut self) {
         let control = self.config.read_u16(self.msix_capability + 2);
         let may_send = self.config.is_bus_master() && !self.paused;
+        if !self.config.is_bus_master() && self.has_served() {
+            self.take_queues();
+            self.common.stop();
+            self.interrupt.msix().clear_pending();
+        }
         self.interrupt.set_control(control, may_send);
         self.follow();
     }
@@ -287,7 +306,15 @@ impl Transport {
         }
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self, reset: Reset) {
+        self.take_queues();
+        self.device.reset(reset);
+        self.common.reset();
+        self.interrupt.reset();
+    }
+
+    /// Stops the device and forgets its queues.
+    fn take_queues(&mut self) {
         if matches!(self.queues, Queues::Running) {
             self.device.deactivate();
         }
@@ -296,8 +323,6 @@ impl Transport {
             // Clears what nobody has read; an error means that there was nothing.
             let _ = event.read();
         }
-        self.common.reset();
-        self.interrupt.reset();
     }
 
     fn start(&mut self) {
@@ -312,6 +337,11 @@ impl Transport {
                     .needs_reset(&format!("queue {index}: {error}"));
             }
         }
+    }
+
+    /// Whether the device serves its queues, or would but for a pause.
+    fn has_served(&self) -> bool {
+        matches!(self.queues, Queues::Running | Queues::Stopped(_))
     }
 
     /// The enabled queues as the device takes them.

@@ -13,7 +13,7 @@ use super::super::testing::{
 };
 use super::{READY_PORT, device};
 use crate::virtio::testing::{Buffer, RawDescriptor};
-use crate::virtio::{DeviceType, QueueHandle, VirtioDevice};
+use crate::virtio::{DeviceType, QueueHandle, Reset, VirtioDevice};
 
 const PORT: u32 = 77;
 
@@ -370,4 +370,34 @@ fn a_driver_without_interrupt_needs_is_not_interrupted() {
         host.counters().bytes_from_guest,
         10 * u64::from(RX_DATA_LEN)
     );
+}
+
+#[test]
+fn each_boot_may_report_ready_once_and_a_machines_reset_ends_what_waits_for_a_driver() {
+    let (mut device, host) = device();
+    for port in 1..=2 {
+        let mut guest = Guest::started(&mut device);
+        let ports = Ports {
+            host: READY_PORT,
+            guest: port,
+        };
+        guest.send(guest.header(ports, Op::Request));
+        assert_eq!(guest.receive().0.op, Op::Response as u16);
+        let stream = block_on(host.accept_ready()).unwrap();
+        device.deactivate();
+        device.reset(Reset::Driver);
+        let mut buffer = [0; 1];
+        let error = read(&stream, &mut buffer).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    let waiting = host.connect(PORT);
+    device.reset(Reset::Driver);
+    let mut guest = Guest::started(&mut device);
+    guest.accept();
+    block_on(waiting).unwrap();
+    device.deactivate();
+    let waiting = host.connect(PORT);
+    device.reset(Reset::Machine);
+    let error = block_on(waiting).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }

@@ -6,6 +6,8 @@ use kvm_ioctls::{Kvm, VcpuFd};
 
 /// `IA32_TSC_DEADLINE`: when the local APIC's timer fires.
 pub(super) const TSC_DEADLINE: u32 = 0x6e0;
+/// `IA32_TIME_STAMP_COUNTER`.
+pub(super) const TSC: u32 = 0x10;
 /// `IA32_MISC_ENABLE` (Intel SDM vol. 4, table 2-2).
 const MISC_ENABLE: u32 = 0x1a0;
 /// Fast strings; Linux leaves string instructions unused without.

@@ -121,6 +121,31 @@ impl VcpuState {
         })
     }
 
+    /// As [`Self::save`], of a processor that has never run, for [`Self::restore_used`].
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub fn save_power_on(vcpu: &VcpuFd, msr_indices: &[u32]) -> Result<Self, VcpuStateError> {
+        let mut state = Self::save(vcpu, msr_indices)?;
+        for msr in &mut state.msrs {
+            if msr.index == msrs::TSC {
+                // KVM takes this value as "in step with the other processors".
+                msr.data = 0;
+            }
+        }
+        Ok(state)
+    }
+
+    /// Puts the state into a processor that has run and is parked.
+    ///
+    /// # Errors
+    /// As [`Self::restore`].
+    pub fn restore_used(&self, vcpu: &VcpuFd) -> Result<(), VcpuStateError> {
+        // Reading it makes KVM take in startup messages that would arrive afterwards otherwise.
+        vcpu.get_mp_state().map_err(refuses("run state"))?;
+        self.restore(vcpu)
+    }
+
     /// Puts the state into a new processor with the same CPUID.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use virtio_queue::QueueT as _;
 
 use super::*;
 use crate::pci::msix::tests::RecordedMessages;
-use crate::virtio::device::{ActivateError, Activation, DeviceType, QueueHandle};
+use crate::virtio::device::{ActivateError, Activation, DeviceType, QueueHandle, Reset};
 use crate::virtio::testing::{DriverQueue, guest_memory};
 
 const BAR: u64 = 0x40_0000_0000;
@@ -28,6 +28,7 @@ struct Record {
     activations: usize,
     refuse: bool,
     config: Vec<u8>,
+    resets: Vec<Reset>,
     restored: Vec<u8>,
 }
 
@@ -70,6 +71,11 @@ impl VirtioDevice for Probe {
         let active = self.0.lock().unwrap().active.take();
         active.expect("only an active device is deactivated").queues
     }
+    fn reset(&mut self, reset: Reset) {
+        let mut record = self.0.lock().unwrap();
+        assert!(record.active.is_none(), "deactivated before");
+        record.resets.push(reset);
+    }
     fn save(&self) -> Vec<u8> {
         b"probe".to_vec()
     }
@@ -105,10 +111,14 @@ impl Fixture {
     /// Memory space and bus mastering on, MSI-X on, vector `n` sends `0x40 + n`.
     fn enabled() -> Self {
         let fixture = Self::new();
-        fixture.command(0b110);
+        fixture.enable();
         fixture
-            .device
-            .write_config(fixture.capability(0x11, 0) + 2, &[0, 0x80]);
+    }
+
+    fn enable(&self) {
+        self.command(0b110);
+        self.device
+            .write_config(self.capability(0x11, 0) + 2, &[0, 0x80]);
         for vector in 0..3_u8 {
             let entry = 0x4000 + 16 * u64::from(vector);
             let message = [
@@ -130,10 +140,9 @@ impl Fixture {
                 0,
             ];
             for (word, bytes) in (0..).zip(message.chunks(4)) {
-                fixture.device.write(entry + 4 * word, bytes);
+                self.device.write(entry + 4 * word, bytes);
             }
         }
-        fixture
     }
 
     fn command(&self, command: u8) {

@@ -3,32 +3,94 @@
 use super::*;
 
 #[test]
-fn without_bus_mastering_the_device_stands_still_and_then_catches_up() {
+fn a_device_that_lost_bus_mastering_touches_no_ring_until_its_drivers_reset() {
     let fixture = Fixture::enabled();
     fixture.start();
-    let notify = Arc::clone(
-        &fixture
-            .record
-            .lock()
-            .unwrap()
-            .active
-            .as_ref()
-            .unwrap()
-            .queues[0]
-            .notify,
-    );
+    fixture.device.write(0x3000, &[0, 0]);
     fixture.command(0b010);
     assert!(!fixture.is_active());
-    assert_eq!(fixture.status(), 0xf);
-    assert!(notify.read().is_err());
+    assert_eq!(fixture.status(), 0xb, "DRIVER_OK is gone");
+    // Another kernel finds the device and has other things where the rings were.
     fixture.command(0b110);
+    assert!(!fixture.is_active());
+    assert!(fixture.messages.take().is_empty());
+    let notifiers = fixture.device.notifiers();
+    assert!(
+        notifiers[0].event.read().is_err(),
+        "nor an old notification"
+    );
+    fixture.device.write(STATUS, &[0]);
+    fixture.start();
     assert!(fixture.is_active());
-    assert_eq!(notify.read().unwrap(), 1, "the device looks at its rings");
+    assert_eq!(fixture.record.lock().unwrap().activations, 2);
+}
+
+#[test]
+fn a_pause_keeps_the_queues() {
+    let fixture = Fixture::enabled();
+    fixture.start();
+    fixture.device.pause();
+    assert!(!fixture.is_active());
+    assert_eq!(fixture.status(), 0xf);
+    fixture.device.resume();
+    assert!(fixture.is_active());
+    let notifiers = fixture.device.notifiers();
+    assert_eq!(
+        notifiers[0].event.read().unwrap(),
+        1,
+        "it looks at its rings"
+    );
     assert_eq!(
         fixture.messages.take(),
         [0x41, 0x42],
         "and so does the driver"
     );
+}
+
+#[test]
+fn a_machines_reset_makes_all_as_it_came_up() {
+    let fresh = Fixture::new();
+    fresh.device.pause();
+    let fixture = Fixture::enabled();
+    fixture.device.write(0x2000, b"config");
+    let causes = Arc::new(Mutex::new(0));
+    let told = Arc::clone(&causes);
+    let tell = move |_: &str| *told.lock().unwrap() += 1;
+    fixture.device.on_failure(Box::new(tell));
+    for round in 1..=2 {
+        fixture.start();
+        let interrupt = {
+            let record = fixture.record.lock().unwrap();
+            Arc::clone(&record.active.as_ref().unwrap().interrupt)
+        };
+        interrupt.needs_reset("a test");
+        assert_eq!(*causes.lock().unwrap(), round, "each boot's first is told");
+        fixture.device.write_config(0x10, &[0xff; 4]);
+        fixture.device.power_on();
+        assert!(!fixture.is_active());
+        assert_eq!(
+            fixture.record.lock().unwrap().resets.pop(),
+            Some(Reset::Machine)
+        );
+        fixture.device.pause();
+        assert_eq!(fixture.device.save().unwrap(), fresh.device.save().unwrap());
+        fixture.device.resume();
+        fixture.messages.take();
+        fixture.enable();
+    }
+}
+
+#[test]
+fn a_paused_device_stays_paused_over_a_machines_reset() {
+    let fixture = Fixture::enabled();
+    fixture.start();
+    fixture.device.pause();
+    fixture.device.power_on();
+    fixture.enable();
+    fixture.start();
+    assert!(!fixture.is_active());
+    fixture.device.resume();
+    assert!(fixture.is_active());
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn resets_and_panics() -> Result<()> {
 }
 
 /// An ELF file whose only code is `code`, at the address where kernels lie.
-fn kernel_of(code: &[u8]) -> Vec<u8> {
+pub(super) fn kernel_of(code: &[u8]) -> Vec<u8> {
     const ADDRESS: u64 = 0x100_0000;
     let mut file = vec![0; 0x78];
     let mut put = |at: usize, bytes: &[u8]| {

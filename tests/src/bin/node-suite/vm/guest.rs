@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use podvisor_tests::{InitialImage, node, wait};
 use podvisor_vmm::{
-    Console, DeviceSlot, EndReason, EventSink, KernelArgs, MemoryBacking, MemorySize, Vcpus, Vm,
-    VmConfig, VmEvent, VmHandle,
+    Console, DeviceSlot, EndReason, EventSink, KernelArgs, MemoryBacking, MemorySize, ResetPolicy,
+    Vcpus, Vm, VmConfig, VmEvent, VmHandle,
 };
 use tempfile::TempDir;
 
@@ -56,8 +56,10 @@ impl Guest {
             initrd: Some(initrd),
             kernel_args: KernelArgs::new(ARGS)?,
             console: Console::Log,
+            terminal: None,
             console_output: None,
             power_button: false,
+            on_reset: ResetPolicy::End,
             devices: Vec::new(),
         };
         Ok(Self { folder, config })
@@ -88,6 +90,11 @@ impl Guest {
     /// Changes whatever else there is to change.
     pub fn with(mut self, change: impl FnOnce(&mut VmConfig)) -> Self {
         change(&mut self.config);
+        self
+    }
+
+    pub fn restarting(mut self) -> Self {
+        self.config.on_reset = ResetPolicy::Restart;
         self
     }
 
@@ -139,10 +146,16 @@ impl Running {
 
     /// Waits for the machine's end.
     pub fn end(&self) -> Result<EndReason> {
-        let event = self.events.recv_timeout(PATIENCE);
-        match event.with_context(|| format!("console:\n{}", self.console()))? {
+        match self.event()? {
             VmEvent::Ended(reason) => Ok(reason),
+            other => bail!("{other:?}; console:\n{}", self.console()),
         }
+    }
+
+    /// Waits for the machine's next event.
+    pub fn event(&self) -> Result<VmEvent> {
+        let event = self.events.recv_timeout(PATIENCE);
+        event.with_context(|| format!("console:\n{}", self.console()))
     }
 
     /// Waits for the machine's end and makes sure that it ended by itself.
@@ -155,9 +168,9 @@ impl Running {
 }
 
 fn events() -> (EventSink, Receiver<VmEvent>) {
-    let (sender, events) = mpsc::sync_channel(8);
+    let (sender, events) = mpsc::channel();
     // The test may have stopped listening.
-    let sink = Box::new(move |event| sender.try_send(event).unwrap_or_default());
+    let sink = Box::new(move |event| sender.send(event).unwrap_or_default());
     (sink, events)
 }
 

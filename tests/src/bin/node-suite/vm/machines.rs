@@ -65,7 +65,7 @@ fn bzimage() -> Result<()> {
 }
 
 /// The devices that need nothing of the host.
-fn some_devices(disk: &std::path::Path) -> Result<Vec<DeviceSlot>> {
+pub(super) fn some_devices(disk: &std::path::Path) -> Result<Vec<DeviceSlot>> {
     let io = spawn_io_loop()?;
     let rng = Rng::new(
         RngConfig {

@@ -4,6 +4,7 @@ mod cards;
 mod ends;
 mod guest;
 mod machines;
+mod restarts;
 mod shapes;
 
 use crate::case::{Case, Tier};
@@ -14,6 +15,7 @@ pub fn cases() -> Vec<Case> {
         shapes::cases(),
         cards::cases(),
         ends::cases(),
+        restarts::cases(),
     ]
     .into_iter()
     .flatten()

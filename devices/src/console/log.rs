@@ -3,15 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::serial::SerialSink;
-
 /// How much is kept, in bytes: a kernel's panic with its backtrace and the boot before it.
 pub const CAPACITY: usize = 64 << 10;
 /// A line longer than this, in bytes, is reported in pieces: a guest may never end one.
 pub const MAX_LINE_LEN: usize = 1 << 10;
 
-/// Told of each line, without its end and without control characters, on a vCPU thread; it
-/// must not block.
+/// Told of each line, without its end and without control characters, on the thread that prints;
+/// it must not block.
 pub type OnLine = Box<dyn Fn(&str) + Send + Sync>;
 
 /// The end of a console's output.
@@ -24,6 +22,8 @@ pub struct ConsoleLog {
 struct Kept {
     tail: VecDeque<u8>,
     line: Vec<u8>,
+    /// How much of the tail is of the present boot.
+    of_boot: usize,
 }
 
 impl ConsoleLog {
@@ -42,28 +42,55 @@ impl ConsoleLog {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.tail.iter().copied().collect()
     }
+
+    /// What the tail has of the present boot.
+    #[must_use]
+    pub fn boot_tail(&self) -> Vec<u8> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = kept.tail.len() - kept.of_boot;
+        kept.tail.iter().skip(before).copied().collect()
+    }
+
+    /// From here on it is another boot.
+    pub fn begin_boot(&self) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.of_boot = 0;
+    }
+
+    /// Takes more output.
+    pub fn put(&self, bytes: &[u8]) {
+        for &byte in bytes {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let line = kept.put(byte);
+            drop(kept);
+            if let Some(line) = line {
+                self.report(&line);
+            }
+        }
+    }
+
+    fn report(&self, line: &[u8]) {
+        let text = String::from_utf8_lossy(line);
+        let text: String = text
+            .chars()
+            .filter(|c| !c.is_control() || *c == '\t')
+            .collect();
+        (self.on_line)(&text);
+    }
 }
 
-impl SerialSink for ConsoleLog {
-    fn put(&self, byte: u8) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.tail.len() == CAPACITY {
-            kept.tail.pop_front();
+impl Kept {
+    /// Takes a byte; the line that is complete with it.
+    fn put(&mut self, byte: u8) -> Option<Vec<u8>> {
+        if self.tail.len() == CAPACITY {
+            self.tail.pop_front();
         }
-        kept.tail.push_back(byte);
+        self.tail.push_back(byte);
+        self.of_boot = self.tail.len().min(self.of_boot + 1);
         if byte != b'\n' {
-            kept.line.push(byte);
+            self.line.push(byte);
         }
-        if byte == b'\n' || kept.line.len() >= MAX_LINE_LEN {
-            let line = std::mem::take(&mut kept.line);
-            drop(kept);
-            let text = String::from_utf8_lossy(&line);
-            let text: String = text
-                .chars()
-                .filter(|c| !c.is_control() || *c == '\t')
-                .collect();
-            (self.on_line)(&text);
-        }
+        (byte == b'\n' || self.line.len() >= MAX_LINE_LEN).then(|| std::mem::take(&mut self.line))
     }
 }
 
@@ -79,7 +106,7 @@ mod tests {
     }
 
     fn print(log: &Arc<ConsoleLog>, text: &[u8]) {
-        text.iter().for_each(|&byte| log.put(byte));
+        log.put(text);
     }
 
     #[test]
@@ -99,5 +126,19 @@ mod tests {
         assert_eq!(tail.len(), CAPACITY);
         assert!(tail.ends_with(b"xend"));
         assert_eq!(lines.lock().unwrap().len(), CAPACITY / MAX_LINE_LEN);
+    }
+
+    #[test]
+    fn the_tail_of_a_boot_has_nothing_of_the_one_before() {
+        let (log, _) = log();
+        print(&log, b"first");
+        assert_eq!(log.boot_tail(), b"first");
+        log.begin_boot();
+        assert_eq!(log.boot_tail(), b"");
+        print(&log, b"second");
+        assert_eq!(log.boot_tail(), b"second");
+        assert_eq!(log.tail(), b"firstsecond");
+        print(&log, &vec![b'x'; 2 * CAPACITY]);
+        assert_eq!(log.boot_tail().len(), CAPACITY);
     }
 }

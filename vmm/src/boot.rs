@@ -1,0 +1,76 @@
+//! What a guest finds in its memory when it begins.
+
+use std::path::PathBuf;
+
+use vm_memory::GuestAddress;
+
+use crate::arch::acpi::{self, AcpiConfig};
+use crate::arch::boot_params::BootParams;
+use crate::arch::cpuid::Template;
+use crate::arch::{entry, loader};
+use crate::config::{Console, KernelArgs, MemorySize, VmConfig};
+use crate::machine::StartError;
+use crate::memory::GuestRam;
+use crate::smbios::{self, SmbiosConfig};
+
+/// All that goes into memory, at the start and again at each reset.
+pub(crate) struct BootSource {
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    kernel_args: KernelArgs,
+    memory: MemorySize,
+    acpi: AcpiConfig,
+    smbios: Option<(SmbiosConfig, smbios::Shape)>,
+}
+
+impl BootSource {
+    /// What `config` names, for processors of `template`.
+    pub(crate) fn of(config: &VmConfig, template: &Template) -> Self {
+        let shape = smbios::Shape {
+            topology: config.processors.topology(),
+            processor_id: template.processor_id(),
+            memory: config.memory,
+        };
+        Self {
+            kernel: config.kernel.clone(),
+            initrd: config.initrd.clone(),
+            kernel_args: config.kernel_args.clone(),
+            memory: config.memory,
+            acpi: acpi_config(config),
+            smbios: config.smbios.clone().map(|identity| (identity, shape)),
+        }
+    }
+
+    /// Fills guest memory with all that the kernel finds at its entry, which it tells.
+    pub(crate) fn load(&self, ram: &GuestRam) -> Result<GuestAddress, StartError> {
+        let memory = ram.guest_memory();
+        let kernel = loader::load_kernel(&self.kernel, memory)?;
+        let load_initrd = |path| loader::load_initrd(path, memory, &kernel);
+        let initrd = self.initrd.as_deref().map(load_initrd).transpose()?;
+        let rsdp = acpi::write(self.acpi, memory)?;
+        if let Some((identity, shape)) = &self.smbios {
+            smbios::write(identity, *shape, memory)?;
+        }
+        let params = BootParams {
+            kernel: &kernel,
+            initrd,
+            kernel_args: &self.kernel_args,
+            memory: self.memory,
+            has_pci: self.acpi.has_pci,
+            rsdp,
+        };
+        params.write(memory).map_err(StartError::BootStructures)?;
+        entry::write_tables(memory).map_err(StartError::BootStructures)?;
+        Ok(kernel.entry)
+    }
+}
+
+/// Whether the machine has what `config` asks for, as ACPI describes it.
+fn acpi_config(config: &VmConfig) -> AcpiConfig {
+    AcpiConfig {
+        processors: (&config.processors).into(),
+        has_pci: !config.devices.is_empty(),
+        has_serial: config.console == Console::Terminal,
+        has_events: config.power_button,
+    }
+}
