@@ -78,7 +78,8 @@ const IO: &[i64] = &[
     libc::SYS_readv,
 ];
 
-/// The event loop, and io_uring or what stands in for it.
+/// The event loop, io_uring or what stands in for it, an image's metadata, and the timer of
+/// limited rates.
 const DISK: &[i64] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
@@ -86,11 +87,15 @@ const DISK: &[i64] = &[
     libc::SYS_fallocate,
     libc::SYS_fdatasync,
     libc::SYS_fsync,
+    libc::SYS_ftruncate,
     libc::SYS_io_uring_enter,
+    libc::SYS_pread64,
     libc::SYS_preadv,
     libc::SYS_preadv2,
+    libc::SYS_pwrite64,
     libc::SYS_pwritev,
     libc::SYS_pwritev2,
+    libc::SYS_timerfd_settime,
 ];
 
 /// Kernel and initial image, and what resetting devices takes ([`VCPU`]).

@@ -11,7 +11,7 @@ pub mod serve;
 pub mod testing;
 
 pub use self::balloon::{Balloon, BalloonConfig, BalloonControl};
-pub use self::block::{Block, BlockConfig, BlockMetrics, BlockSerial};
+pub use self::block::{Block, BlockConfig, BlockMetrics, BlockSerial, RateLimits};
 pub use self::device::{
     ActivateError, Activation, DeviceType, QueueHandle, Reset, VirtioDevice, VirtioInterrupt,
 };

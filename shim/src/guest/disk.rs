@@ -3,7 +3,9 @@
 use std::fs::File;
 
 use podvisor_devices::event_loop::EventLoop;
-use podvisor_devices::virtio::block::raw;
+use podvisor_devices::virtio::block::image::{
+    self, BackingFiles, CacheMode, ImageFormat, ImageOptions, ImageSource,
+};
 use podvisor_devices::virtio::{Block, BlockConfig, BlockSerial};
 use podvisor_vmm::{DeviceSlot, PciError, ThreadKind, confine};
 use thiserror::Error;
@@ -54,14 +56,25 @@ pub(super) fn slot(disk: Disk) -> Result<DeviceSlot, DiskError> {
     let config = BlockConfig {
         read_only,
         serial: BlockSerial::try_from(name.as_str()).map_err(failed(&name))?,
-        queues: 1,
+        ..BlockConfig::default()
+    };
+    // The first bytes of a volume are its user's, who could write the header of any format.
+    let source = ImageSource {
+        file,
+        format: ImageFormat::Raw,
+        backing: BackingFiles::Refused,
+    };
+    let options = ImageOptions {
+        read_only,
+        cache: CacheMode::Writeback,
     };
     let on_start = Box::new(confine::on_start(ThreadKind::Disk));
     let thread = EventLoop::spawn(&name, on_start).map_err(failed(&name))?;
-    let backend = raw::open(file).map_err(failed(&name))?;
+    let backend = image::open(source, options).map_err(failed(&name))?;
+    let device = Block::new(config, backend, thread).map_err(failed(&name))?;
     Ok(DeviceSlot {
         name,
-        device: Box::new(Block::new(config, backend, thread)),
+        device: Box::new(device),
     })
 }
 

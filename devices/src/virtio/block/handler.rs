@@ -4,10 +4,13 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use virtio_queue::{QueueOwnedT as _, QueueT as _};
 
-use super::backend::{Completion, DiskBackend};
+use super::backend::{Completion, DiskBackend, DiskOperation};
+use super::failures::FailureLog;
+use super::limit::Limiter;
 use super::request::{Action, Disk, ID_LEN, Request, Status};
 use super::{BlockMetrics, MAX_BUFFERS};
 use crate::GuestMemory;
@@ -17,9 +20,25 @@ use crate::virtio::device::{Activation, QueueHandle, VirtioInterrupt};
 
 /// The token of the backend's event; queues have their positions.
 const COMPLETIONS: u32 = u32::MAX;
+/// The token of the limiter's timer.
+const RATE: u32 = u32::MAX - 1;
 
-/// A disk's data, used by the handler while there is one.
-pub type SharedBackend = Arc<Mutex<Box<dyn DiskBackend>>>;
+/// What of a disk outlives its handlers, and is used by the handler while there is one.
+#[derive(Clone)]
+pub struct DiskParts {
+    /// Its data.
+    pub backend: Arc<Mutex<Box<dyn DiskBackend>>>,
+    /// Its length, and whether it is written to.
+    pub disk: Disk,
+    /// Its serial number.
+    pub id: [u8; ID_LEN],
+    /// Its rates, if they are limited.
+    pub limiter: Option<Arc<Mutex<Limiter>>>,
+    /// What it has done.
+    pub metrics: Arc<BlockMetrics>,
+    /// What it has not.
+    pub failures: Arc<FailureLog>,
+}
 
 /// How often one round looks again for what came meanwhile; after that the thread listens to
 /// its owner.
@@ -47,50 +66,39 @@ pub struct BlockHandler {
     memory: GuestMemory,
     queues: Vec<DiskQueue>,
     interrupt: Arc<dyn VirtioInterrupt>,
-    backend: SharedBackend,
-    disk: Disk,
-    id: [u8; ID_LEN],
-    metrics: Arc<BlockMetrics>,
+    parts: DiskParts,
     flights: Vec<Option<Flight>>,
+    /// Positions without a flight.
+    free: Vec<usize>,
 }
 
 impl BlockHandler {
-    /// Takes over the activated queues of `disk`.
-    pub fn new(
-        activation: Activation,
-        backend: SharedBackend,
-        disk: Disk,
-        id: [u8; ID_LEN],
-        metrics: Arc<BlockMetrics>,
-    ) -> Self {
+    /// Takes over the activated queues of the disk that consists of `parts`.
+    pub fn new(activation: Activation, parts: DiskParts) -> Self {
         let Activation {
             memory,
             queues,
             interrupt,
             ..
         } = activation;
-        let slots = lock(&backend).max_in_flight();
-        let flights = (0..slots).map(|_| None).collect();
+        let slots = lock(&parts.backend).max_in_flight();
         let queue = |handle| DiskQueue {
             handle,
             has_used: false,
         };
-        let queues = queues.into_iter().map(queue).collect();
         Self {
             memory,
-            queues,
+            queues: queues.into_iter().map(queue).collect(),
             interrupt,
-            backend,
-            disk,
-            id,
-            metrics,
-            flights,
+            parts,
+            flights: (0..slots).map(|_| None).collect(),
+            free: (0..slots).rev().collect(),
         }
     }
 
     /// Finishes what has completed and takes on as much as may be in flight.
     fn round(&mut self) -> Result<(), virtio_queue::Error> {
-        let backend = Arc::clone(&self.backend);
+        let backend = Arc::clone(&self.parts.backend);
         let mut backend = lock(&backend);
         for _ in 0..LOOKS {
             self.reap(backend.as_mut())?;
@@ -113,7 +121,11 @@ impl BlockHandler {
         backend.take_completions(&mut finished);
         let mut outcome = Ok(());
         for Completion { tag, result } in finished {
+            if let Err(error) = &result {
+                self.parts.failures.note(error);
+            }
             if let Some(flight) = self.flights.get_mut(tag).and_then(Option::take) {
+                self.free.push(tag);
                 outcome = outcome.and(self.finish(&flight, status_of(&result)));
             }
         }
@@ -130,9 +142,10 @@ impl BlockHandler {
         let memory = Arc::clone(&self.memory);
         let mut taken = 0;
         loop {
-            while taken < BUDGET
-                && let Some(slot) = self.flights.iter().position(Option::is_none)
-            {
+            while taken < BUDGET && !self.free.is_empty() {
+                if !self.may_begin() {
+                    return Ok(taken);
+                }
                 let Some(queue) = self.queues.get_mut(position) else {
                     return Ok(taken);
                 };
@@ -144,11 +157,11 @@ impl BlockHandler {
                 taken += 1;
                 let head = chain.head_index();
                 let parts = Parts::of(chain, MAX_BUFFERS);
-                match parts.and_then(|parts| Request::parse(parts, self.disk, &memory)) {
-                    Ok(request) => self.begin(slot, position, head, request, backend)?,
+                match parts.and_then(|parts| Request::parse(parts, self.parts.disk, &memory)) {
+                    Ok(request) => self.begin(position, head, request, backend)?,
                     // There is no place for an answer: the driver sees that nothing came.
                     Err(_) => {
-                        self.metrics.malformed.fetch_add(1, Ordering::Relaxed);
+                        self.parts.metrics.malformed.fetch_add(1, Ordering::Relaxed);
                         self.add_used(position, head, 0)?;
                     }
                 }
@@ -156,7 +169,7 @@ impl BlockHandler {
             let Some(queue) = self.queues.get_mut(position) else {
                 return Ok(taken);
             };
-            let full = self.flights.iter().all(Option::is_some);
+            let full = self.free.is_empty();
             if taken >= BUDGET {
                 // Fails only when the counter is full: then it is readable already.
                 let _ = queue.handle.notify.write(1);
@@ -168,9 +181,21 @@ impl BlockHandler {
         }
     }
 
+    /// Whether the disk's rates allow another operation now; otherwise the timer leads to the
+    /// next round.
+    fn may_begin(&self) -> bool {
+        let limiter = self.parts.limiter.as_deref();
+        limiter.is_none_or(|limiter| lock(limiter).allows(Instant::now()))
+    }
+
+    fn count(&self, operation: &DiskOperation) {
+        if let Some(limiter) = &self.parts.limiter {
+            lock(limiter).count(operation, Instant::now());
+        }
+    }
+
     fn begin(
         &mut self,
-        slot: usize,
         queue: usize,
         head: u16,
         request: Request,
@@ -189,14 +214,17 @@ impl BlockHandler {
         };
         match action {
             Action::Start(operation) => {
-                if let Some(entry) = self.flights.get_mut(slot) {
+                self.count(&operation);
+                if let Some(slot) = self.free.pop()
+                    && let Some(entry) = self.flights.get_mut(slot)
+                {
                     *entry = Some(flight);
                     backend.start(slot, operation);
                 }
                 Ok(())
             }
             Action::Identify(buffers) => {
-                let written = buffers.write(&self.memory, &self.id);
+                let written = buffers.write(&self.memory, &self.parts.id);
                 self.finish(
                     &flight,
                     if written.is_ok() {
@@ -217,9 +245,9 @@ impl BlockHandler {
             0
         };
         if status != Status::Ok {
-            self.metrics.failed.fetch_add(1, Ordering::Relaxed);
+            self.parts.metrics.failed.fetch_add(1, Ordering::Relaxed);
         }
-        self.metrics.requests.fetch_add(1, Ordering::Relaxed);
+        self.parts.metrics.requests.fetch_add(1, Ordering::Relaxed);
         let len = match flight.status.write(&self.memory, &[status as u8]) {
             Ok(()) => data_len.saturating_add(1),
             Err(_) => 0,
@@ -249,7 +277,7 @@ impl BlockHandler {
 
     /// Waits for all that is in flight and finishes it.
     fn drain(&mut self) -> Result<(), DrainError> {
-        let backend = Arc::clone(&self.backend);
+        let backend = Arc::clone(&self.parts.backend);
         let mut backend = lock(&backend);
         while self.flights.iter().any(Option::is_some) {
             backend.wait().map_err(DrainError::Wait)?;
@@ -277,11 +305,16 @@ impl Handler for BlockHandler {
             events,
         });
         let completions = Watch {
-            fd: lock(&self.backend).event(),
+            fd: lock(&self.parts.backend).event(),
             token: COMPLETIONS,
             events,
         };
-        queues.chain([completions]).collect()
+        let rate = self.parts.limiter.as_ref().map(|limiter| Watch {
+            fd: lock(limiter).event(),
+            token: RATE,
+            events,
+        });
+        queues.chain([completions]).chain(rate).collect()
     }
 
     fn ready(&mut self, token: u32, _events: EventSet, interest: &mut Interest<'_>) {
@@ -291,11 +324,13 @@ impl Handler for BlockHandler {
         if let Some(queue) = queue {
             // Only clears the counter.
             let _ = queue.handle.notify.read();
+        } else if let (RATE, Some(limiter)) = (token, &self.parts.limiter) {
+            lock(limiter).clear();
         }
         if let Err(error) = self.round() {
             self.interrupt.needs_reset(&error.to_string());
             // Nothing more is served; there is no use in listening.
-            for token in (0..).take(self.queues.len()).chain([COMPLETIONS]) {
+            for token in (0..).take(self.queues.len()).chain([COMPLETIONS, RATE]) {
                 let _ = interest.modify(token, EventSet::empty());
             }
         }
@@ -321,7 +356,7 @@ impl Drop for BlockHandler {
     /// After a panic or on broken rings operations may still be in flight: nothing of this
     /// driver is when the next one comes.
     fn drop(&mut self) {
-        let mut backend = lock(&self.backend);
+        let mut backend = lock(&self.parts.backend);
         let mut left = self.flights.iter().flatten().count();
         let mut finished = Vec::new();
         while left > 0 && backend.wait().is_ok() {
@@ -332,8 +367,8 @@ impl Drop for BlockHandler {
     }
 }
 
-fn lock(backend: &SharedBackend) -> MutexGuard<'_, Box<dyn DiskBackend>> {
-    backend.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(part: &Mutex<T>) -> MutexGuard<'_, T> {
+    part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn status_of(result: &io::Result<()>) -> Status {

@@ -1,18 +1,28 @@
 //! The block device (virtio 1.2, 5.2): a disk for the guest, served by a thread of its own.
 
 pub mod backend;
+mod failures;
 mod handler;
-pub mod raw;
+pub mod image;
+mod iovecs;
+mod layers;
+mod limit;
+mod qcow2;
+mod raw;
 mod request;
-mod uring;
+mod transfer;
 
+use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use thiserror::Error;
 
 use self::backend::DiskBackend;
-use self::handler::{BlockHandler, SharedBackend};
+use self::failures::FailureLog;
+use self::handler::{BlockHandler, DiskParts};
+use self::limit::Limiter;
+pub use self::limit::RateLimits;
 use self::request::{Disk, ID_LEN, SECTOR_LEN};
 use super::device::{ActivateError, Activation, DeviceType, QueueHandle, VirtioDevice};
 use crate::event_loop::{EventLoop, HandlerId};
@@ -74,6 +84,20 @@ pub struct BlockConfig {
     pub serial: BlockSerial,
     /// Number of queues, 1 to [`MAX_QUEUES`]; others are brought into that range.
     pub queues: u16,
+    /// Rates that the disk keeps to.
+    pub limits: RateLimits,
+}
+
+impl Default for BlockConfig {
+    /// A disk that is written to, with one queue and no limits.
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            serial: BlockSerial::default(),
+            queues: 1,
+            limits: RateLimits::default(),
+        }
+    }
 }
 
 /// What a disk has done so far.
@@ -92,35 +116,50 @@ pub struct Block {
     config: BlockConfig,
     disk: Disk,
     queue_sizes: Vec<u16>,
-    backend: SharedBackend,
+    parts: DiskParts,
     thread: EventLoop,
-    metrics: Arc<BlockMetrics>,
     active: Option<HandlerId>,
 }
 
 impl Block {
-    /// A disk with the data of `backend`, served by `thread`, which serves nothing else.
-    #[must_use]
-    pub fn new(config: BlockConfig, backend: Box<dyn DiskBackend>, thread: EventLoop) -> Self {
+    /// A disk with the data of `backend`, served by `thread`. Several disks may share a thread;
+    /// each then waits while the host is slow to start another one's operation.
+    ///
+    /// # Errors
+    /// When the host has no timer to spare for limited rates.
+    pub fn new(
+        config: BlockConfig,
+        backend: Box<dyn DiskBackend>,
+        thread: EventLoop,
+    ) -> io::Result<Self> {
         let queues = config.queues.clamp(1, MAX_QUEUES);
-        Self {
+        let BlockSerial(id) = config.serial;
+        let disk = Disk {
+            len: backend.disk_len(),
+            read_only: config.read_only,
+        };
+        let limiter = Limiter::new(config.limits)?;
+        Ok(Self {
             config,
-            disk: Disk {
-                len: backend.disk_len(),
-                read_only: config.read_only,
-            },
+            disk,
             queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
-            backend: Arc::new(Mutex::new(backend)),
+            parts: DiskParts {
+                backend: Arc::new(Mutex::new(backend)),
+                disk,
+                id,
+                limiter: limiter.map(|limiter| Arc::new(Mutex::new(limiter))),
+                metrics: Arc::default(),
+                failures: Arc::new(FailureLog::default()),
+            },
             thread,
-            metrics: Arc::default(),
             active: None,
-        }
+        })
     }
 
     /// What the disk has done so far.
     #[must_use]
     pub fn metrics(&self) -> Arc<BlockMetrics> {
-        Arc::clone(&self.metrics)
+        Arc::clone(&self.parts.metrics)
     }
 
     /// `struct virtio_blk_config` (virtio 1.2, 5.2.4).
@@ -182,12 +221,7 @@ impl VirtioDevice for Block {
         if activation.queues.is_empty() {
             return Err(ActivateError::QueueMissing(0));
         }
-        let BlockConfig {
-            serial: BlockSerial(id),
-            ..
-        } = self.config;
-        let (backend, metrics) = (Arc::clone(&self.backend), Arc::clone(&self.metrics));
-        let handler = BlockHandler::new(activation, backend, self.disk, id, metrics);
+        let handler = BlockHandler::new(activation, self.parts.clone());
         let attached = self.thread.attach(Box::new(handler));
         let action = "watch the disk's queues";
         self.active = Some(attached.map_err(|source| ActivateError::Host { action, source })?);

@@ -1,6 +1,6 @@
 //! Block requests as the driver lays them out (virtio 1.2, 5.2.6).
 
-use super::backend::{DiskOperation, GuestIovecs};
+use super::backend::{DiskOperation, Iovecs};
 use crate::GuestMemory;
 use crate::virtio::chain::{Buffers, ChainError, Parts};
 
@@ -100,10 +100,7 @@ impl Request {
 }
 
 fn read(disk: Disk, sector: u64, input: &Buffers, memory: &GuestMemory) -> Action {
-    match (
-        range(disk, sector, input.len()),
-        GuestIovecs::new(memory, input),
-    ) {
+    match (range(disk, sector, input.len()), Iovecs::new(memory, input)) {
         (Some(_), _) if input.is_empty() => Action::Answer(Status::Ok),
         (Some(offset), Ok(buffers)) => Action::Start(DiskOperation::Read { offset, buffers }),
         _ => Action::Answer(Status::IoError),
@@ -113,7 +110,7 @@ fn read(disk: Disk, sector: u64, input: &Buffers, memory: &GuestMemory) -> Actio
 fn write(disk: Disk, sector: u64, output: &Buffers, memory: &GuestMemory) -> Action {
     match (
         range(disk, sector, output.len()),
-        GuestIovecs::new(memory, output),
+        Iovecs::new(memory, output),
     ) {
         _ if disk.read_only => Action::Answer(Status::IoError),
         (Some(_), _) if output.is_empty() => Action::Answer(Status::Ok),
@@ -187,10 +184,9 @@ mod tests {
 
     /// Where an operation begins and ends, and whether it changes the disk.
     fn reach(operation: &DiskOperation) -> (u64, u64, bool) {
-        let total = |buffers: &GuestIovecs| buffers.left().iter().map(|v| v.iov_len as u64).sum();
         let (offset, len, writes) = match operation {
-            DiskOperation::Read { offset, buffers } => (*offset, total(buffers), false),
-            DiskOperation::Write { offset, buffers } => (*offset, total(buffers), true),
+            DiskOperation::Read { offset, buffers } => (*offset, buffers.len(), false),
+            DiskOperation::Write { offset, buffers } => (*offset, buffers.len(), true),
             DiskOperation::Flush => (0, 0, false),
             DiskOperation::Discard { offset, len }
             | DiskOperation::WriteZeroes { offset, len, .. } => (*offset, *len, true),

@@ -11,7 +11,9 @@ use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{Completion, DiskOperation};
-use super::raw::tests::open_plain;
+use super::image::{BackingFiles, CacheMode, ImageFormat, ImageOptions, ImageSource};
+use super::raw::{RawDisk, len_of};
+use super::transfer::DiskFile;
 use super::*;
 use crate::virtio::testing::{Buffer, Completion as Finished, TestDriver};
 
@@ -28,7 +30,24 @@ const WRITE_ZEROES: u32 = 13;
 type Open = fn(File) -> Box<dyn DiskBackend>;
 
 fn both_ways() -> [Open; 2] {
-    [|file| raw::open(file).unwrap(), open_plain]
+    [open_raw, open_plain]
+}
+
+fn open_raw(file: File) -> Box<dyn DiskBackend> {
+    let source = ImageSource {
+        file,
+        format: ImageFormat::Raw,
+        backing: BackingFiles::Refused,
+    };
+    image::open(source, ImageOptions::default()).unwrap()
+}
+
+/// The disk in `file` as on a host without `io_uring`.
+fn open_plain(file: File) -> Box<dyn DiskBackend> {
+    let len = len_of(&file).unwrap();
+    let file = DiskFile::new(file, CacheMode::Writeback).unwrap();
+    let transfers = transfer::open_plain(vec![file]).unwrap();
+    Box::new(RawDisk::new(transfers, len, CacheMode::Writeback))
 }
 
 /// An image whose bytes are the low bytes of their sector numbers plus one.
@@ -52,7 +71,7 @@ impl Fixture {
         let file = image();
         let backend = open(file.try_clone().unwrap());
         let thread = EventLoop::spawn("test-disk", Box::new(|| Ok(()))).unwrap();
-        let mut block = Block::new(config, backend, thread);
+        let mut block = Block::new(config, backend, thread).unwrap();
         let driver = TestDriver::new(8 << 20, block.queue_max_sizes());
         driver.start(&mut block, EVENT_IDX);
         Self {
@@ -90,7 +109,7 @@ fn config(read_only: bool) -> BlockConfig {
     BlockConfig {
         read_only,
         serial: BlockSerial::try_from("disk-7").unwrap(),
-        queues: 1,
+        ..BlockConfig::default()
     }
 }
 
@@ -392,7 +411,7 @@ fn slow_disk() -> (Block, TestDriver, mpsc::Receiver<usize>) {
         started,
     };
     let thread = EventLoop::spawn("test-slow", Box::new(|| Ok(()))).unwrap();
-    let block = Block::new(config(false), Box::new(disk), thread);
+    let block = Block::new(config(false), Box::new(disk), thread).unwrap();
     let driver = TestDriver::new(1 << 20, block.queue_max_sizes());
     (block, driver, starts)
 }

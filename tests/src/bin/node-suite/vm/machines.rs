@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use podvisor_devices::event_loop::EventLoop;
-use podvisor_devices::virtio::block::raw;
+use podvisor_devices::virtio::block::image::{
+    self, BackingFiles, ImageFormat, ImageOptions, ImageSource,
+};
 use podvisor_devices::virtio::{
     Balloon, BalloonConfig, Block, BlockConfig, BlockSerial, Rng, RngConfig,
 };
@@ -82,17 +84,22 @@ pub(super) fn some_devices(disk: &std::path::Path) -> Result<Vec<DeviceSlot>> {
         io,
     )?;
     let thread = EventLoop::spawn("disk0", Box::new(on_start(ThreadKind::Disk)))?;
-    let backend = raw::open(File::options().read(true).write(true).open(disk)?)?;
+    let source = ImageSource {
+        file: File::options().read(true).write(true).open(disk)?,
+        format: ImageFormat::Raw,
+        backing: BackingFiles::Refused,
+    };
+    let backend = image::open(source, ImageOptions::default())?;
     let serial = BlockSerial::try_from("disk0")?;
     let block = Block::new(
         BlockConfig {
             read_only: false,
             serial,
-            queues: 1,
+            ..BlockConfig::default()
         },
         backend,
         thread,
-    );
+    )?;
     Ok(vec![
         DeviceSlot {
             name: "rng".to_owned(),

@@ -1,14 +1,13 @@
-//! A file or block device through `io_uring`: many operations in flight from one thread.
+//! Files through `io_uring`: many operations in flight from one thread.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::backend::{Completion, DiskBackend, DiskOperation};
-use super::raw::{Step, advance, fallocate_of};
+use super::{DiskFile, FileId, MAX_VECTORS, Step, Transfers, advance, fallocate_of};
+use crate::virtio::block::backend::{Completion, DiskOperation};
 
 /// Operations in flight at once, of all queues together. Each holds its vectors in the host's
 /// memory: 128 of 256 vectors are half a megabyte at most.
@@ -16,34 +15,37 @@ const MAX_IN_FLIGHT: u32 = 128;
 
 struct Flight {
     tag: usize,
+    file: FileId,
     operation: DiskOperation,
 }
 
-/// The disk. Every slot has at most one entry in the ring, which therefore never overflows.
-pub struct UringDisk {
-    file: File,
-    len: u64,
+/// The ring. Every slot has at most one entry in it, which therefore never overflows.
+pub struct UringTransfers {
+    /// The files; none is taken out while something is in flight.
+    pub(super) files: Vec<DiskFile>,
     event: EventFd,
     slots: Vec<Option<Flight>>,
+    /// Slots without a flight.
+    free: Vec<usize>,
     ring: IoUring,
     /// Operations that could not even be put into the ring.
     failed: Vec<Completion>,
 }
 
-impl UringDisk {
-    /// The disk of `len` bytes in `file`.
+impl UringTransfers {
+    /// Transfers with no files yet.
     ///
     /// # Errors
     /// When the host does not allow `io_uring` or has no resources for it.
-    pub fn new(file: File, len: u64) -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         let ring = IoUring::builder().dontfork().build(MAX_IN_FLIGHT)?;
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
-        let slots = (0..MAX_IN_FLIGHT).map(|_| None).collect();
+        let slots: Vec<_> = (0..MAX_IN_FLIGHT).map(|_| None).collect();
         Ok(Self {
-            file,
-            len,
+            files: Vec::new(),
             event,
+            free: (0..slots.len()).rev().collect(),
             slots,
             ring,
             failed: Vec::new(),
@@ -55,47 +57,56 @@ impl UringDisk {
         let Some(Some(flight)) = self.slots.get(slot) else {
             return;
         };
-        let entry = entry(types::Fd(self.file.as_raw_fd()), &flight.operation);
+        let file = self.files.get(flight.file.0).ok_or(io::ErrorKind::NotFound);
+        let entry = file.map_err(io::Error::from).and_then(|file| {
+            let fd = types::Fd(file.descriptor(&flight.operation));
+            entry(fd, &flight.operation)
+        });
         let pushed = entry.and_then(|entry| {
             let entry = entry.user_data(slot as u64);
             let mut submission = self.ring.submission();
-            // SAFETY: vectors and guest memory belong to the flight, which stays in its slot
-            // until the kernel has completed it.
+            // SAFETY: vectors and memory belong to the flight, which stays in its slot until the
+            // kernel has completed it.
             unsafe { submission.push(&entry) }.map_err(|_| io::ErrorKind::WouldBlock.into())
         });
-        if let Err(error) = pushed {
-            self.finish_unpushed(slot, error);
+        if let Err(error) = pushed
+            && let Some(tag) = self.vacate(slot)
+        {
+            self.fail(tag, error);
         }
     }
 
-    fn finish_unpushed(&mut self, slot: usize, error: io::Error) {
-        if let Some(flight) = self.slots.get_mut(slot).and_then(Option::take) {
-            self.failed.push(Completion {
-                tag: flight.tag,
-                result: Err(error),
-            });
-            // Fails only when the counter is full: then it is readable already.
-            let _ = self.event.write(1);
-        }
+    /// Forgets what is in `slot`: its tag.
+    fn vacate(&mut self, slot: usize) -> Option<usize> {
+        let flight = self.slots.get_mut(slot).and_then(Option::take)?;
+        self.free.push(slot);
+        Some(flight.tag)
+    }
+
+    fn fail(&mut self, tag: usize, error: io::Error) {
+        self.failed.push(Completion {
+            tag,
+            result: Err(error),
+        });
+        self.wake();
     }
 
     fn answered(&mut self, slot: usize, answer: i32, finished: &mut Vec<Completion>) {
-        let Some(entry) = self.slots.get_mut(slot) else {
+        let Some(Some(flight)) = self.slots.get_mut(slot) else {
             return;
         };
-        let Some(flight) = entry else { return };
         match advance(&mut flight.operation, answer.into()) {
             Step::Again => self.push(slot),
             Step::Done(result) => {
-                let tag = flight.tag;
-                *entry = None;
-                finished.push(Completion { tag, result });
+                if let Some(tag) = self.vacate(slot) {
+                    finished.push(Completion { tag, result });
+                }
             }
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.slots.iter().all(Option::is_none)
+        self.free.len() == self.slots.len()
     }
 }
 
@@ -103,14 +114,14 @@ fn entry(fd: types::Fd, operation: &DiskOperation) -> io::Result<squeue::Entry> 
     let entry = match operation {
         DiskOperation::Read { offset, buffers } => {
             let left = buffers.left();
-            let count = u32::try_from(left.len()).map_err(io::Error::other)?;
+            let count = u32::try_from(left.len().min(MAX_VECTORS)).map_err(io::Error::other)?;
             opcode::Readv::new(fd, left.as_ptr(), count)
                 .offset(*offset)
                 .build()
         }
         DiskOperation::Write { offset, buffers } => {
             let left = buffers.left();
-            let count = u32::try_from(left.len()).map_err(io::Error::other)?;
+            let count = u32::try_from(left.len().min(MAX_VECTORS)).map_err(io::Error::other)?;
             opcode::Writev::new(fd, left.as_ptr(), count)
                 .offset(*offset)
                 .build()
@@ -129,12 +140,8 @@ fn entry(fd: types::Fd, operation: &DiskOperation) -> io::Result<squeue::Entry> 
     Ok(entry)
 }
 
-impl DiskBackend for UringDisk {
-    fn disk_len(&self) -> u64 {
-        self.len
-    }
-
-    fn max_in_flight(&self) -> usize {
+impl Transfers for UringTransfers {
+    fn capacity(&self) -> usize {
         self.slots.len()
     }
 
@@ -142,19 +149,18 @@ impl DiskBackend for UringDisk {
         self.event.as_raw_fd()
     }
 
-    fn start(&mut self, tag: usize, operation: DiskOperation) {
-        let free = self.slots.iter().position(Option::is_none);
-        match free.and_then(|slot| Some((slot, self.slots.get_mut(slot)?))) {
-            Some((slot, entry)) => {
-                *entry = Some(Flight { tag, operation });
-                self.push(slot);
-            }
-            None => {
-                let result = Err(io::ErrorKind::WouldBlock.into());
-                self.failed.push(Completion { tag, result });
-                let _ = self.event.write(1);
-            }
+    fn start(&mut self, tag: usize, file: FileId, operation: DiskOperation) {
+        let Some(slot) = self.free.pop() else {
+            return self.fail(tag, io::ErrorKind::WouldBlock.into());
+        };
+        if let Some(entry) = self.slots.get_mut(slot) {
+            *entry = Some(Flight {
+                tag,
+                file,
+                operation,
+            });
         }
+        self.push(slot);
     }
 
     fn submit(&mut self) {
@@ -162,7 +168,7 @@ impl DiskBackend for UringDisk {
         if !nothing && self.ring.submit().is_err() {
             // The kernel is short of memory or was interrupted. The entries stay in the ring:
             // the event leads to another round and to another try.
-            let _ = self.event.write(1);
+            self.wake();
         }
     }
 
@@ -187,9 +193,14 @@ impl DiskBackend for UringDisk {
             _ => Ok(()),
         }
     }
+
+    fn wake(&self) {
+        // Fails only when the counter is full: then it is readable already.
+        let _ = self.event.write(1);
+    }
 }
 
-impl Drop for UringDisk {
+impl Drop for UringTransfers {
     fn drop(&mut self) {
         let mut finished = Vec::new();
         self.take_completions(&mut finished);
