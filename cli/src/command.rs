@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::check;
 use crate::cri::Cri;
+use crate::explain;
 use crate::pods::{self, PodName};
 use crate::run::{self, Detail, RunOptions};
 
@@ -38,6 +39,7 @@ enum Command {
     Ps,
     Rm(Rm),
     Check(Check),
+    Explain(Explain),
 }
 
 /// Run the pod of a manifest, as the kubelet would, on a machine without one.
@@ -91,6 +93,13 @@ struct Check {
     /// As JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// Tell which annotations pods may carry, or all about one.
+#[derive(Debug, Args)]
+struct Explain {
+    /// The annotation, with or without `podvisor.io/`.
+    key: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -148,6 +157,14 @@ async fn perform(line: CommandLine) -> Result<u8> {
         }
         Command::Rm(args) => {
             pods::remove(&Cri::connect(&address).await?, &args.pod.into()).await?;
+            Ok(0)
+        }
+        Command::Explain(args) => {
+            let text = match args.key {
+                Some(key) => explain::one(&key)?,
+                None => explain::all(),
+            };
+            print!("{text}");
             Ok(0)
         }
         Command::Check(args) => {

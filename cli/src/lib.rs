@@ -5,6 +5,7 @@ pub mod leftovers;
 
 mod check;
 mod cri;
+mod explain;
 mod manifest;
 mod pods;
 mod run;

@@ -1,14 +1,36 @@
-//! Annotations that pods may carry: one typed definition per key. A key in our prefix that is not
-//! here, or a value out of bounds, fails the pod with the key's name.
+//! What pods ask for by annotations, in the terms of their machine. Keys and values are defined in
+//! `podvisor_annotations`; a key that this server does not carry out fails the pod.
 
-use std::collections::BTreeMap;
-
-use podvisor_proto::quantity::{Quantity, QuantityError};
-use podvisor_vmm::{MemorySize, Vcpus};
+use podvisor_annotations as api;
+use podvisor_annotations::{AnnotationError, Key, Limits};
+use podvisor_vmm::{ConfigError, MemorySize, Vcpus};
 use thiserror::Error;
 
-/// All our keys begin so.
-pub const PREFIX: &str = "podvisor.io/";
+pub use podvisor_annotations::PREFIX;
+
+/// Keys that this server does not carry out.
+const NOT_SUPPORTED: [Key; 20] = [
+    Key::MaxCpus,
+    Key::MaxMemory,
+    Key::CpuTopology,
+    Key::CpuModel,
+    Key::CpuPinning,
+    Key::Numa,
+    Key::Hugepages,
+    Key::Boot,
+    Key::Disks,
+    Key::Nics,
+    Key::BootOrder,
+    Key::CloudInit,
+    Key::SshKeys,
+    Key::Smbios,
+    Key::Console,
+    Key::Rng,
+    Key::Balloon,
+    Key::OnPoweroff,
+    Key::OnReboot,
+    Key::Watchdog,
+];
 
 /// What a pod asks for by annotations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,103 +43,86 @@ pub struct Annotations {
     pub kernel_args: Vec<String>,
 }
 
-/// An annotation that cannot be honoured.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum AnnotationError {
-    /// Nobody knows the key.
-    #[error("unknown annotation {key}")]
-    UnknownKey {
-        /// The whole key.
-        key: String,
+/// Annotations that this server cannot honour.
+#[derive(Debug, Error)]
+pub enum RefusedAnnotation {
+    /// A key or value is wrong, or the node does not allow it.
+    #[error(transparent)]
+    Wrong(#[from] AnnotationError),
+    /// Nothing here does what the key says.
+    #[error("annotation {key}: {value:?} is given, but the key is not supported by this shim")]
+    NotSupported {
+        /// The key.
+        key: Key,
+        /// Its value.
+        value: String,
     },
-    /// The value is malformed or out of bounds.
-    #[error("annotation {key}: {reason}")]
-    Value {
-        /// The whole key.
-        key: String,
-        /// What is wrong with the value.
-        reason: String,
+    /// No machine can have the value.
+    #[error("annotation {key}")]
+    Machine {
+        /// The key.
+        key: Key,
+        /// What a machine can have.
+        source: ConfigError,
     },
 }
 
-/// What pods may tell the guest's kernel: switches whose effect ends at the guest's border.
-const KERNEL_WORDS: [&str; 8] = [
-    "quiet",
-    "debug",
-    "mitigations=off",
-    "mitigations=auto",
-    "transparent_hugepage=always",
-    "transparent_hugepage=madvise",
-    "transparent_hugepage=never",
-    "nosmt",
-];
-
-/// Reads one key's value into its field.
-type Read = fn(&mut Annotations, &str) -> Result<(), String>;
-
-const KEYS: [(&str, Read); 3] = [
-    ("cpus", |annotations, value| {
-        let count: u32 = value
-            .parse()
-            .map_err(|_| format!("{value:?} is no number of CPUs"))?;
-        annotations.cpus = Some(Vcpus::try_from(count).map_err(|e| e.to_string())?);
-        Ok(())
-    }),
-    ("memory", |annotations, value| {
-        let memory: Quantity = value.parse().map_err(|e: QuantityError| e.to_string())?;
-        let memory = MemorySize::from_bytes(memory.bytes());
-        annotations.memory = Some(memory.map_err(|e| e.to_string())?);
-        Ok(())
-    }),
-    ("kernel-args", |annotations, value| {
-        for word in value.split_ascii_whitespace() {
-            if !KERNEL_WORDS.contains(&word) {
-                return Err(format!("{word:?} is none of {}", KERNEL_WORDS.join(", ")));
-            }
-            annotations.kernel_args.push(word.to_owned());
-        }
-        Ok(())
-    }),
-];
-
 impl Annotations {
-    /// Takes ours out of all of a pod's annotations.
+    /// Takes ours out of all of a pod's annotations, within the node's `limits`.
     ///
     /// # Errors
-    /// [`AnnotationError`] for the first key that cannot be honoured.
+    /// [`RefusedAnnotation`] for the first key that cannot be honoured.
     pub fn parse<'a>(
         all: impl IntoIterator<Item = (&'a String, &'a String)>,
-    ) -> Result<Self, AnnotationError> {
-        let mut annotations = Self::default();
-        let ours: BTreeMap<_, _> = all
-            .into_iter()
-            .filter_map(|(key, value)| Some((key.strip_prefix(PREFIX)?, value)))
-            .collect();
-        for (name, value) in ours {
-            let key = format!("{PREFIX}{name}");
-            let known = KEYS.iter().find(|(known, _)| *known == name);
-            let Some((_, read)) = known else {
-                return Err(AnnotationError::UnknownKey { key });
-            };
-            read(&mut annotations, value)
-                .map_err(|reason| AnnotationError::Value { key, reason })?;
+        limits: &Limits,
+    ) -> Result<Self, RefusedAnnotation> {
+        let parsed = api::Annotations::parse(all)?;
+        limits.check(&parsed)?;
+        let mut given = parsed.given.iter();
+        if let Some((key, value)) = given.find(|(key, _)| NOT_SUPPORTED.contains(key)) {
+            return Err(RefusedAnnotation::NotSupported {
+                key: *key,
+                value: value.clone(),
+            });
         }
-        Ok(annotations)
+        Ok(Self {
+            cpus: for_machine(Key::Cpus, parsed.cpus, |cpus| {
+                Vcpus::try_from(u32::from(cpus.get()))
+            })?,
+            memory: for_machine(Key::Memory, parsed.memory, |memory| {
+                MemorySize::from_bytes(memory.bytes())
+            })?,
+            kernel_args: words(&parsed.kernel_args),
+        })
     }
+}
+
+fn for_machine<T, M>(
+    key: Key,
+    value: Option<T>,
+    convert: impl FnOnce(T) -> Result<M, ConfigError>,
+) -> Result<Option<M>, RefusedAnnotation> {
+    let converted = value.map(convert).transpose();
+    converted.map_err(|source| RefusedAnnotation::Machine { key, source })
+}
+
+fn words(args: &api::value::guest::KernelArgs) -> Vec<String> {
+    let words = args.words().iter();
+    words.map(|word| (*word).to_owned()).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     use super::*;
 
-    fn parse(pairs: &[(&str, &str)]) -> Result<Annotations, AnnotationError> {
+    fn parse(pairs: &[(&str, &str)]) -> Result<Annotations, RefusedAnnotation> {
         let map: BTreeMap<String, String> = pairs
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
-        Annotations::parse(&map)
+        Annotations::parse(&map, &Limits::default())
     }
 
     #[test]
@@ -158,11 +163,48 @@ mod tests {
         );
     }
 
-    proptest! {
-        #[test]
-        fn any_value_is_taken_or_refused(name in "[a-z-]{0,12}", value in ".{0,30}") {
-            let key = format!("{PREFIX}{name}");
-            let _ = Annotations::parse([(&key, &value)]);
+    #[test]
+    fn what_is_not_carried_out_is_refused_with_a_good_value_too() {
+        for key in NOT_SUPPORTED {
+            for example in key.definition().examples {
+                let error = parse(&[(&key.to_string(), example)]).unwrap_err();
+                assert!(
+                    matches!(error, RefusedAnnotation::NotSupported { key: refused, .. } if refused == key),
+                    "{error}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_bounds_of_the_keys_are_those_of_the_machine() {
+        assert_eq!(
+            api::value::memory::MemorySize::MAX,
+            MemorySize::MAX,
+            "MemorySize::MAX"
+        );
+        assert_eq!(
+            api::value::memory::MemorySize::MIN,
+            MemorySize::MIN,
+            "MemorySize::MIN"
+        );
+        assert_eq!(api::value::cpu::Vcpus::MAX.get(), Vcpus::MAX);
+    }
+
+    #[test]
+    fn the_nodes_limits_hold() {
+        let limits: Limits = toml::from_str("allow = [\"cpus\"]\nmax.cpus = 4").unwrap();
+        let pod = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        Annotations::parse(&pod("podvisor.io/cpus", "4"), &limits).unwrap();
+        for (key, value, bound) in [
+            ("podvisor.io/cpus", "5", "4"),
+            ("podvisor.io/memory", "1Gi", "cpus"),
+        ] {
+            let error = Annotations::parse(&pod(key, value), &limits).unwrap_err();
+            let error = error.to_string();
+            for part in [key, value, bound] {
+                assert!(error.contains(part), "{error}");
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use podvisor_annotations::Limits;
 use podvisor_proto::containerd::{Any, runtimeoptions};
 use podvisor_proto::quantity::Quantity;
 use prost::{Message, Name};
@@ -35,6 +36,8 @@ pub struct Config {
     pub default_memory: u64,
     /// Whether guest memory is backed by transparent huge pages.
     pub transparent_huge_pages: bool,
+    /// Which annotations pods may use, and how far.
+    pub annotations: Limits,
 }
 
 impl Default for Config {
@@ -46,6 +49,7 @@ impl Default for Config {
             agent_timeout: Duration::from_secs(60),
             default_memory: 512 << 20,
             transparent_huge_pages: true,
+            annotations: Limits::default(),
         }
     }
 }
@@ -146,6 +150,7 @@ fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
 
 #[cfg(test)]
 mod tests {
+    use podvisor_annotations::Key;
     use podvisor_proto::containerd::any_of;
 
     use super::*;
@@ -183,6 +188,29 @@ mod tests {
         assert_eq!(config.kernel, None);
         let error = toml::from_str::<Config>("kernal = \"/x\"").unwrap_err();
         assert!(error.to_string().contains("kernal"), "{error}");
+    }
+
+    #[test]
+    fn annotations_are_limited_by_name_and_amount() {
+        let config: Config = toml::from_str(
+            "[annotations]\nallow = [\"cpus\", \"podvisor.io/memory\"]\n\
+             [annotations.max]\ncpus = 8\nmemory = \"16Gi\"",
+        )
+        .unwrap();
+        assert_eq!(config.annotations.allow, Some(vec![Key::Cpus, Key::Memory]));
+        assert_eq!(config.annotations.max.cpus.unwrap().get(), 8);
+        assert_eq!(config.annotations.max.memory.unwrap().bytes(), 16 << 30);
+        for (text, named) in [
+            ("[annotations]\nallow = [\"cpsu\"]", "cpsu"),
+            (
+                "[annotations]\nmax.cpus = 0",
+                "\"0\" is not a number of vCPUs",
+            ),
+            ("[annotations]\nmax.gpus = 1", "gpus"),
+        ] {
+            let error = toml::from_str::<Config>(text).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
     }
 
     #[test]

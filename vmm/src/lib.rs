@@ -26,7 +26,8 @@ mod timeline;
 mod vcpu;
 
 pub use config::{
-    Console, ConsoleOutput, DeviceSlot, KernelArgs, MemorySize, ResetPolicy, Vcpus, VmConfig,
+    ConfigError, Console, ConsoleOutput, DeviceSlot, KernelArgs, MemorySize, ResetPolicy, Vcpus,
+    VmConfig,
 };
 pub use confine::{ThreadKind, spawn_io_loop};
 pub use event::{EndReason, EventSink, RestartCause, VmEvent};

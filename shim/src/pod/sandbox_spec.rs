@@ -111,6 +111,7 @@ fn namespaces(pod: &LinuxPodSandboxConfig, network: &Path) -> Vec<LinuxNamespace
 
 #[cfg(test)]
 mod tests {
+    use podvisor_annotations::Limits;
     use podvisor_proto::containerd::pod_config::{
         LinuxContainerResources, LinuxSandboxSecurityContext, UserNamespace,
     };
@@ -173,7 +174,7 @@ mod tests {
             PodNetwork::Namespace("/run/netns/x".into())
         );
         let annotations = bundle.spec.annotations().as_ref().unwrap();
-        let ours = Annotations::parse(annotations).unwrap();
+        let ours = Annotations::parse(annotations, &Limits::default()).unwrap();
         assert_eq!(ours.cpus.unwrap().get(), 3);
         assert!(!annotations.contains_key("example.org/x"));
     }

@@ -7,7 +7,7 @@ use podvisor_proto::ttrpc::Status;
 use thiserror::Error;
 
 use super::process::Refusal;
-use crate::annotations::AnnotationError;
+use crate::annotations::RefusedAnnotation;
 use crate::config::ConfigError;
 use crate::guest::boot::BootError;
 use crate::guest::disk::DiskError;
@@ -56,7 +56,7 @@ pub enum TaskError {
     Config(#[from] ConfigError),
     /// An annotation cannot be honoured.
     #[error(transparent)]
-    Annotation(#[from] AnnotationError),
+    Annotation(#[from] RefusedAnnotation),
     /// No machine fits the limits.
     #[error(transparent)]
     Size(#[from] SizeError),

@@ -38,7 +38,8 @@ pub(super) fn boot_plan(
 ) -> Result<BootPlan, TaskError> {
     let leaf = leaf(id, bundle, placement)?;
     let none = HashMap::new();
-    let annotations = Annotations::parse(bundle.spec.annotations().as_ref().unwrap_or(&none))?;
+    let annotations = bundle.spec.annotations().as_ref().unwrap_or(&none);
+    let annotations = Annotations::parse(annotations, &config.annotations)?;
     let network = PodNetwork::of_spec(&bundle.spec)?;
     guest_spec::check_pod(&bundle.spec)?;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

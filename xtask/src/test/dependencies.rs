@@ -10,6 +10,7 @@ use crate::{process, workspace};
 /// The crates of ours that each crate of ours may use.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("podvisor-proto", &[]),
+    ("podvisor-annotations", &["podvisor-proto"]),
     ("podvisor-devices", &[]),
     ("podvisor-vmm", &["podvisor-devices"]),
     ("podvisor-seed", &[]),
@@ -17,13 +18,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "podvisor-shim",
         &[
+            "podvisor-annotations",
             "podvisor-vmm",
             "podvisor-devices",
             "podvisor-proto",
             "podvisor-seed",
         ],
     ),
-    ("podvisor", &["podvisor-proto", "podvisor-vmm"]),
+    (
+        "podvisor",
+        &["podvisor-annotations", "podvisor-proto", "podvisor-vmm"],
+    ),
     (
         "podvisor-tests",
         &[
@@ -60,6 +65,10 @@ const MUST_NOT_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("podvisor-vmm", &["tokio", "oci-spec", "tonic"]),
+    (
+        "podvisor-annotations",
+        &["tokio", "oci-spec", "tonic", "kvm-ioctls"],
+    ),
     ("podvisor-agent", &["tonic", "kvm-ioctls"]),
     ("podvisor-shim", &["tonic"]),
 ];
