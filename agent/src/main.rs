@@ -1,12 +1,14 @@
 //! PID 1 of a container pod's guest: it prepares the guest, serves the agent's
 //! API to the shim over vsock and runs the pod's containers.
 //!
-//! One static program, two lives: as PID 1 (`boot`, then `serve`), and as a
-//! *stage* (`stage`), which is what it re-executes itself as, single-threaded,
-//! to become a container's process.
+//! One static program, several lives: as PID 1 of such a guest (`boot`, then
+//! `serve`); as a *stage* (`stage`), which is what it re-executes itself as,
+//! single-threaded, to become a container's process; as PID 1 that finds and
+//! starts a machine's own kernel (`boot_stage`).
 
 mod apparmor;
 mod boot;
+mod boot_stage;
 mod cgroup;
 mod clock;
 mod container;
@@ -19,6 +21,7 @@ mod memory_volumes;
 mod network;
 mod oci;
 mod reaper;
+mod refuse;
 mod sandbox;
 mod serve;
 mod service;
@@ -48,17 +51,34 @@ fn main() -> ExitCode {
     if !getpid().is_init() {
         return ExitCode::from(2);
     }
-    let served = boot::prepare()
-        .map_err(|error| error_chain(&error))
-        .and_then(|()| {
-            log::install();
-            serve::run(started_ns).map_err(|error| error_chain(&error))
-        });
+    // What the initial image holds says what this guest is.
+    let served = if boot_stage::root_stage::is_one() {
+        boot_stage::root_stage::run()
+            .map(drop)
+            .map_err(|error| error_chain(&error))
+    } else if boot_stage::is_one() {
+        serve_boot_stage(started_ns)
+    } else {
+        serve_containers(started_ns)
+    };
     // PID 1 ends here: the kernel panics, and the host learns of it at once.
     if let Err(message) = served {
         log::last_words(&message);
     }
     ExitCode::FAILURE
+}
+
+fn serve_containers(started_ns: u64) -> Result<(), String> {
+    boot::prepare().map_err(|error| error_chain(&error))?;
+    log::install();
+    serve::run(started_ns).map_err(|error| error_chain(&error))
+}
+
+fn serve_boot_stage(started_ns: u64) -> Result<(), String> {
+    let service = boot_stage::prepare().and_then(|()| boot_stage::BootService::new());
+    let service = service.map_err(|error| error_chain(&error))?;
+    log::install();
+    serve::run_boot_stage(started_ns, service).map_err(|error| error_chain(&error))
 }
 
 /// An error and everything that caused it, on one line.

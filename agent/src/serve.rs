@@ -8,7 +8,9 @@ use podvisor_proto::agent::{AGENT_PORT, FORWARD_PORT, PROTOCOL_VERSION, READY_PO
 use podvisor_proto::ttrpc::Server;
 use prost::Message as _;
 use tokio::io::AsyncWriteExt as _;
+use tokio::runtime::Runtime;
 
+use crate::boot_stage::BootService;
 use crate::clock;
 use crate::container::{Containers, watch_memory};
 use crate::forward;
@@ -29,17 +31,38 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |source| ServeError { what, source }
 }
 
-/// Serves until something that cannot fail fails.
+/// Serves a container pod's guest until something that cannot fail fails.
 ///
 /// # Errors
 ///
 /// [`ServeError`].
 pub fn run(started_ns: u64) -> Result<(), ServeError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    runtime()?.block_on(serve(started_ns))
+}
+
+/// Serves the boot stage of a machine, until the machine's own kernel runs.
+///
+/// # Errors
+///
+/// [`ServeError`].
+pub fn run_boot_stage(started_ns: u64, service: BootService) -> Result<(), ServeError> {
+    runtime()?.block_on(async {
+        let calls = VsockListener::bind(AGENT_PORT).map_err(failed("listen for calls"))?;
+        let server = Server::new().with_service(AgentServer::new(Arc::new(service)));
+        send_ready(started_ns, GuestKind::BootStage)
+            .await
+            .map_err(failed("report to the host"))?;
+        serve_calls(calls, server)
+            .await
+            .map_err(failed("accept calls"))
+    })
+}
+
+fn runtime() -> Result<Runtime, ServeError> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(failed("make the runtime"))?;
-    runtime.block_on(serve(started_ns))
+        .map_err(failed("make the runtime"))
 }
 
 async fn serve(started_ns: u64) -> Result<(), ServeError> {
@@ -51,7 +74,7 @@ async fn serve(started_ns: u64) -> Result<(), ServeError> {
     let forwards = VsockListener::bind(FORWARD_PORT).map_err(failed("listen for forwards"))?;
     let service = AgentService::new(containers.clone());
     let server = Server::new().with_service(AgentServer::new(Arc::new(service)));
-    send_ready(started_ns)
+    send_ready(started_ns, GuestKind::Containers)
         .await
         .map_err(failed("report to the host"))?;
     tokio::spawn(watch_memory(containers.clone()));
@@ -63,7 +86,7 @@ async fn serve(started_ns: u64) -> Result<(), ServeError> {
     }
 }
 
-async fn send_ready(started_ns: u64) -> io::Result<()> {
+async fn send_ready(started_ns: u64, kind: GuestKind) -> io::Result<()> {
     let ready = Ready {
         protocol_version: PROTOCOL_VERSION,
         build_id: env!("CARGO_PKG_VERSION").to_owned(),
@@ -73,7 +96,7 @@ async fn send_ready(started_ns: u64) -> io::Result<()> {
             .release()
             .to_string_lossy()
             .into_owned(),
-        kind: GuestKind::Containers.into(),
+        kind: kind.into(),
     };
     let mut host = VsockStream::connect_to_host(READY_PORT).await?;
     host.write_all(&ready.encode_length_delimited_to_vec())

@@ -32,4 +32,14 @@ impl Release {
     pub fn initrd(&self) -> PathBuf {
         self.folder.join("initrd.cpio")
     }
+
+    /// The initial image of a machine's boot stage: the agent, and modules of the kernel.
+    pub fn machine_initrd(&self) -> PathBuf {
+        self.folder.join("machine-initrd.cpio")
+    }
+
+    /// The agent by itself, for machines that run it as a service.
+    pub fn agent(&self) -> PathBuf {
+        self.folder.join("podvisor-agent")
+    }
 }

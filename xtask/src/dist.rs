@@ -1,4 +1,4 @@
-//! A release: one folder with kernel, initial image, shim and command line tool side by side.
+//! A release: one folder with kernel, initial images, shim and command line tool side by side.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use crate::{initrd, kernel, workspace};
 
 const SHIM: &str = "containerd-shim-podvisor-v2";
 const CLI: &str = "podvisor";
+const AGENT: &str = "podvisor-agent";
 /// What programs are built for where cargo has to be told.
 pub const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
@@ -36,7 +37,11 @@ pub fn build(args: &KernelArgs) -> Result<PathBuf> {
     for program in [SHIM, CLI] {
         install(&programs.join(program), &folder.join(program))?;
     }
+    // Machines get it on a disk, to run it as a service.
+    install(&agent, &folder.join(AGENT))?;
     initrd::write(&agent, &folder.join("initrd.cpio"))?;
+    let machine_initrd = folder.join("machine-initrd.cpio");
+    initrd::write_for_machines(&agent, &kernel.join("modules"), &machine_initrd)?;
     Ok(folder)
 }
 
@@ -55,7 +60,7 @@ fn build_agent() -> Result<PathBuf> {
             .env("RUSTFLAGS", "-C target-feature=+crt-static"),
     )?;
     step.done();
-    Ok(target.join(TRIPLE).join("agent/podvisor-agent"))
+    Ok(target.join(TRIPLE).join("agent").join(AGENT))
 }
 
 fn build_programs() -> Result<PathBuf> {

@@ -11,10 +11,14 @@ use crate::{process, workspace};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("podvisor-proto", &[]),
     ("podvisor-annotations", &["podvisor-proto"]),
+    ("podvisor-boot-entries", &[]),
     ("podvisor-devices", &[]),
     ("podvisor-vmm", &["podvisor-devices"]),
     ("podvisor-seed", &[]),
-    ("podvisor-agent", &["podvisor-proto"]),
+    (
+        "podvisor-agent",
+        &["podvisor-proto", "podvisor-boot-entries"],
+    ),
     (
         "podvisor-shim",
         &[
