@@ -17,6 +17,8 @@ pub enum DeviceType {
     Net = 1,
     /// Block device.
     Block = 2,
+    /// Console and ports.
+    Console = 3,
     /// Entropy source.
     Rng = 4,
     /// Memory balloon.

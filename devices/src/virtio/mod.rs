@@ -3,6 +3,7 @@
 pub mod balloon;
 pub mod block;
 pub mod chain;
+pub mod console;
 pub mod device;
 pub mod pci;
 pub mod rng;
@@ -12,6 +13,9 @@ pub mod testing;
 
 pub use self::balloon::{Balloon, BalloonConfig, BalloonControl};
 pub use self::block::{Block, BlockConfig, BlockMetrics, BlockSerial, RateLimits};
+pub use self::console::{
+    ConsoleConfig, ConsoleControl, ConsoleError, ConsolePort, PortName, VirtioConsole,
+};
 pub use self::device::{
     ActivateError, Activation, DeviceType, QueueHandle, Reset, VirtioDevice, VirtioInterrupt,
 };

@@ -424,6 +424,7 @@ fn identity(device_type: DeviceType) -> Identity {
     let (base, sub) = match device_type {
         DeviceType::Net => (0x02, 0x00),
         DeviceType::Block => (0x01, 0x80),
+        DeviceType::Console => (0x07, 0x80),
         DeviceType::Rng | DeviceType::Balloon | DeviceType::Vsock | DeviceType::Fs => (0xff, 0x00),
     };
     let device = FIRST_DEVICE + device_type as u16;
