@@ -9,6 +9,7 @@ use crate::arch::boot_params::BootParams;
 use crate::arch::cpuid::Template;
 use crate::arch::{entry, loader};
 use crate::config::{Console, KernelArgs, MemorySize, VmConfig};
+use crate::generation;
 use crate::machine::StartError;
 use crate::memory::GuestRam;
 use crate::smbios::{self, SmbiosConfig};
@@ -21,6 +22,7 @@ pub(crate) struct BootSource {
     memory: MemorySize,
     acpi: AcpiConfig,
     smbios: Option<(SmbiosConfig, smbios::Shape)>,
+    generation_id: Option<u128>,
 }
 
 impl BootSource {
@@ -38,6 +40,7 @@ impl BootSource {
             memory: config.memory,
             acpi: acpi_config(config),
             smbios: config.smbios.clone().map(|identity| (identity, shape)),
+            generation_id: config.generation_id,
         }
     }
 
@@ -47,9 +50,12 @@ impl BootSource {
         let kernel = loader::load_kernel(&self.kernel, memory)?;
         let load_initrd = |path| loader::load_initrd(path, memory, &kernel);
         let initrd = self.initrd.as_deref().map(load_initrd).transpose()?;
-        let rsdp = acpi::write(self.acpi, memory)?;
+        let rsdp = acpi::write(&self.acpi, memory)?;
         if let Some((identity, shape)) = &self.smbios {
             smbios::write(identity, *shape, memory)?;
+        }
+        if let Some(id) = self.generation_id {
+            generation::write(id, memory).map_err(StartError::BootStructures)?;
         }
         let params = BootParams {
             kernel: &kernel,
@@ -66,11 +72,13 @@ impl BootSource {
 }
 
 /// Whether the machine has what `config` asks for, as ACPI describes it.
-fn acpi_config(config: &VmConfig) -> AcpiConfig {
+pub(crate) fn acpi_config(config: &VmConfig) -> AcpiConfig {
     AcpiConfig {
         processors: (&config.processors).into(),
-        has_pci: !config.devices.is_empty(),
+        has_pci: !config.devices.is_empty() || config.hot_memory.is_some(),
         has_serial: config.console == Console::Terminal,
-        has_events: config.power_button,
+        has_button: config.power_button,
+        has_generation: config.generation_id.is_some(),
+        numa: config.numa.clone(),
     }
 }

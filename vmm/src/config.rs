@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use podvisor_devices::console::{ConsoleTap, Terminal};
+use podvisor_devices::event_loop::EventLoop;
 use podvisor_devices::virtio::VirtioDevice;
 use thiserror::Error;
 
 use crate::arch;
 use crate::memory::MemoryBacking;
+use crate::numa::Numa;
 use crate::processors::{Processors, Topology};
 use crate::smbios::SmbiosConfig;
 
@@ -19,6 +21,14 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// What the host keeps guest memory in.
     pub memory_backing: MemoryBacking,
+    /// Memory that the guest gets and gives back while it runs, if there is to be any.
+    pub hot_memory: Option<HotMemory>,
+    /// Which of processors and memory are close to each other, for the guest and on the host.
+    /// Without, all are for the guest, and the host keeps memory where it likes.
+    pub numa: Option<Numa>,
+    /// Tells a guest that goes on from a copy of a machine or its disks, by having changed. Without,
+    /// the guest has no device for it.
+    pub generation_id: Option<u128>,
     /// What the machine says it is. Without it has no SMBIOS tables.
     pub smbios: Option<SmbiosConfig>,
     /// The kernel: an ELF `vmlinux` or a `bzImage`, told apart by content.
@@ -42,6 +52,14 @@ pub struct VmConfig {
     pub on_reset: ResetPolicy,
     /// PCI devices; the one at index `i` becomes device `i + 1` of bus 0.
     pub devices: Vec<DeviceSlot>,
+}
+
+/// Memory that a guest gets and gives back while it runs (virtio-mem).
+pub struct HotMemory {
+    /// The most it can have, what it begins with included.
+    pub max: MemorySize,
+    /// Serves the device.
+    pub io: EventLoop,
 }
 
 /// Takes console output, byte by byte. Called on the thread of the processor that writes, which waits.

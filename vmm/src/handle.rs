@@ -9,11 +9,13 @@ use podvisor_devices::legacy::Serial;
 use prost::Message as _;
 use thiserror::Error;
 
-use crate::config::{DeviceSlot, VmConfig};
+use crate::config::{DeviceSlot, MemorySize, VmConfig};
 use crate::event::{EndReason, EventSink, RestartCause};
+use crate::generation::GenerationError;
 use crate::machine::{Machine, StartError};
 use crate::memory::GuestRam;
 use crate::pci::PciError;
+use crate::plugged_memory::{MemoryPlugError, MemoryState, PluggedMemory};
 use crate::state::{MachineState, StateError};
 use crate::timeline::Phase;
 use crate::vcpu::{ExitCounts, PinError, StatsError};
@@ -60,7 +62,7 @@ impl Vm {
 
     /// Builds a machine from what [`VmHandle::save`] and [`VmHandle::guest_ram`] of another one
     /// gave, with a `config` of the same shape. It is paused; nothing else may run on that
-    /// memory from now on.
+    /// memory from now on. A guest whose `generation_id` is another one is told so.
     ///
     /// # Errors
     /// [`RestoreError`]; nothing of the new machine is left then.
@@ -71,10 +73,14 @@ impl Vm {
         events: EventSink,
     ) -> Result<VmHandle, RestoreError> {
         let state = MachineState::parse(state)?;
+        let generation = config.generation_id;
         let handle = VmHandle {
             machine: Arc::new(Machine::around(ram, config, events)?),
         };
         state.restore(&handle.machine)?;
+        if let Some(id) = generation {
+            handle.machine.renew_generation(id)?;
+        }
         Ok(handle)
     }
 }
@@ -88,6 +94,9 @@ pub enum RestoreError {
     /// The state does not fit.
     #[error("cannot restore the VM")]
     State(#[from] StateError),
+    /// The guest cannot be told that it goes on from a copy.
+    #[error("cannot renew the generation ID")]
+    Generation(#[from] GenerationError),
 }
 
 impl VmHandle {
@@ -161,6 +170,23 @@ impl VmHandle {
     /// [`PinError`]; the processors before the one it names are bound.
     pub fn pin_vcpus(&self, host_cpus: &[usize]) -> Result<(), PinError> {
         self.machine.threads.pin(host_cpus)
+    }
+
+    /// Asks the guest to have `wanted` bytes of memory in all; parts of 2 MiB are left out. It
+    /// follows as far and as fast as it can: [`Self::memory`] tells.
+    ///
+    /// # Errors
+    /// [`MemoryPlugError`] without [`VmConfig::hot_memory`], or when `wanted` is out of its
+    /// bounds.
+    pub fn set_memory(&self, wanted: MemorySize) -> Result<(), MemoryPlugError> {
+        let memory = self.machine.memory.as_ref();
+        memory.ok_or(MemoryPlugError::Fixed)?.request(wanted)
+    }
+
+    /// How the guest's memory stands; `None` in a machine whose memory cannot change.
+    #[must_use]
+    pub fn memory(&self) -> Option<MemoryState> {
+        self.machine.memory.as_ref().map(PluggedMemory::state)
     }
 
     /// The console, to read and to type.

@@ -12,30 +12,36 @@ pub mod exit;
 pub mod handle;
 pub mod host;
 pub mod memory;
+pub mod numa;
 pub mod processors;
 pub mod smbios;
 pub mod state;
 
 mod boot;
+mod generation;
 mod machine;
 mod pci;
 mod platform;
+mod plugged_memory;
 mod restart;
 pub mod seccomp;
 mod timeline;
 mod vcpu;
 
 pub use config::{
-    ConfigError, Console, ConsoleOutput, DeviceSlot, KernelArgs, MemorySize, ResetPolicy, Vcpus,
-    VmConfig,
+    ConfigError, Console, ConsoleOutput, DeviceSlot, HotMemory, KernelArgs, MemorySize,
+    ResetPolicy, Vcpus, VmConfig,
 };
 pub use confine::{ThreadKind, spawn_io_loop};
 pub use event::{EndReason, EventSink, RestartCause, VmEvent};
+pub use generation::GenerationError;
 pub use handle::{OrderError, RestoreError, Vm, VmHandle};
 pub use machine::StartError;
-pub use memory::{GuestRam, MemoryBacking};
+pub use memory::{GuestRam, MemoryBacking, RamPlan};
+pub use numa::Numa;
 pub use pci::PciError;
 pub use platform::PlatformError;
+pub use plugged_memory::{MemoryPlugError, MemoryState};
 pub use processors::{CpuLevel, CpuModel, Processors, Topology};
 pub use restart::PowerOnError;
 pub use smbios::SmbiosConfig;

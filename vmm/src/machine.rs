@@ -14,14 +14,15 @@ use crate::arch::cpuid::{CpuidError, Template};
 use crate::arch::irqchip::KvmMsi;
 use crate::arch::loader::LoadError;
 use crate::arch::{entry, irqchip, msrs};
-use crate::boot::BootSource;
+use crate::boot::{BootSource, acpi_config};
 use crate::config::{ResetPolicy, VmConfig};
 use crate::event::{EndReason, EventSink, RestartCause};
 use crate::exit::Buses;
 use crate::host::{self, HostError};
-use crate::memory::{GuestRam, MemoryError};
+use crate::memory::{GuestRam, MemoryError, RamPlan};
 use crate::pci::{OnFailure, PciDevices, PciError, Wiring};
 use crate::platform::{Platform, PlatformConfig, PlatformError};
+use crate::plugged_memory::{self, PluggedMemory};
 use crate::processors::Processors;
 use crate::restart::{PowerOn, PowerOnError, RestartThread, Restarter};
 use crate::smbios::SmbiosError;
@@ -105,6 +106,8 @@ pub(crate) struct Machine {
     restart: Option<RestartThread>,
     /// Resets so far.
     pub(crate) restarts: Arc<AtomicU64>,
+    /// None in a machine whose memory cannot change.
+    pub(crate) memory: Option<PluggedMemory>,
     pub(crate) pci: Arc<PciDevices>,
     pub(crate) platform: Arc<Platform>,
     pub(crate) vm: Arc<VmFd>,
@@ -118,7 +121,7 @@ impl Machine {
     pub(crate) fn boot(config: VmConfig, events: EventSink) -> Result<Self, StartError> {
         let timeline = Arc::new(Timeline::begin());
         let kvm = host::open_kvm()?;
-        let ram = GuestRam::map(config.memory, config.memory_backing)?;
+        let ram = GuestRam::map(&ram_plan(&config)?)?;
         let template = Template::for_host(&kvm, &config.processors)?;
         let entry = BootSource::of(&config, &template).load(&ram)?;
         timeline.done("guest_loaded");
@@ -157,6 +160,18 @@ impl Drop for Machine {
     }
 }
 
+/// What `config` wants of memory.
+fn ram_plan(config: &VmConfig) -> Result<RamPlan, MemoryError> {
+    let plugged = config.hot_memory.as_ref();
+    let range = |hot| plugged_memory::range(config.memory, hot);
+    Ok(RamPlan {
+        size: config.memory,
+        backing: config.memory_backing,
+        numa: config.numa.clone(),
+        plugged: plugged.map(range).transpose()?,
+    })
+}
+
 /// A machine before its threads exist.
 struct Parts {
     control: Arc<Control>,
@@ -166,6 +181,7 @@ struct Parts {
     timeline: Arc<Timeline>,
     /// None in a machine that ends at a reset.
     reset: Option<(BootSource, PowerOn)>,
+    memory: Option<PluggedMemory>,
     pci: Arc<PciDevices>,
     platform: Arc<Platform>,
     vm: Arc<VmFd>,
@@ -175,7 +191,7 @@ struct Parts {
 
 impl Parts {
     fn build(
-        config: VmConfig,
+        mut config: VmConfig,
         template: &Template,
         events: EventSink,
         kvm: &Kvm,
@@ -201,11 +217,13 @@ impl Parts {
             }
         };
         let buses = Arc::new(Buses::default());
+        let has_events = acpi_config(&config).has_events();
         let platform = PlatformConfig {
             console: config.console,
             terminal: config.terminal.unwrap_or_default(),
             output: config.console_output,
             power_button: config.power_button,
+            has_events,
         };
         let requests = on_request(&control, &threads);
         let platform = Platform::place(platform, &vm, &buses.ports, requests)?;
@@ -217,6 +235,10 @@ impl Parts {
             msi,
             buses: Arc::clone(&buses),
         };
+        let hot = config.hot_memory.take();
+        let memory = hot.map(|hot| PluggedMemory::new(config.memory, hot, &ram));
+        let (memory, slot) = memory.transpose()?.unzip();
+        config.devices.extend(slot);
         let pci = PciDevices::place(config.devices, wiring, &on_failure)?;
         timeline.done("devices_placed");
         let events = Arc::new(events);
@@ -227,6 +249,7 @@ impl Parts {
             events,
             timeline,
             reset,
+            memory,
             pci: Arc::new(pci),
             platform: Arc::new(platform),
             vm,
@@ -266,6 +289,7 @@ impl Parts {
             timeline: self.timeline,
             restart: restart.map_err(os_step("start a thread"))?,
             restarts,
+            memory: self.memory,
             pci: self.pci,
             platform: self.platform,
             vm: self.vm,

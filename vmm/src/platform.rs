@@ -37,6 +37,8 @@ pub(crate) struct PlatformConfig {
     pub(crate) terminal: Terminal,
     pub(crate) output: Option<ConsoleOutput>,
     pub(crate) power_button: bool,
+    /// Whether the guest can be told of events.
+    pub(crate) has_events: bool,
 }
 
 /// A machine's platform devices.
@@ -44,6 +46,7 @@ pub(crate) struct Platform {
     terminal: Terminal,
     serial: Option<Arc<Serial>>,
     events: Option<Arc<Ged>>,
+    has_button: bool,
 }
 
 impl Platform {
@@ -73,7 +76,7 @@ impl Platform {
                 Some(place_serial(ports, line, &terminal)?)
             }
         };
-        let events = if config.power_button {
+        let events = if config.has_events {
             let device = Arc::new(Ged::new(line(vm, layout::GSI_EVENTS)?));
             insert(ports, layout::PORT_EVENTS, device.clone())?;
             Some(device)
@@ -84,6 +87,7 @@ impl Platform {
             terminal,
             serial,
             events,
+            has_button: config.power_button,
         })
     }
 
@@ -121,9 +125,8 @@ impl Platform {
 
     /// Presses the power button. `None` when there is none.
     pub(crate) fn press_power_button(&self) -> Option<io::Result<()>> {
-        self.events
-            .as_ref()
-            .map(|events| events.raise(GedEvent::PowerButton))
+        let events = self.events.as_ref().filter(|_| self.has_button);
+        events.map(|events| events.raise(GedEvent::PowerButton))
     }
 }
 

@@ -17,6 +17,8 @@ pub const LEN: u64 = 4;
 pub enum GedEvent {
     /// The power button was pressed.
     PowerButton = 1 << 0,
+    /// The machine goes on from a copy of its state: what was unique is so no more.
+    Generation = 1 << 1,
 }
 
 /// The event register.

@@ -25,6 +25,8 @@ pub enum DeviceType {
     Balloon = 5,
     /// Socket transport.
     Vsock = 19,
+    /// Memory that comes and goes.
+    Mem = 24,
     /// File system.
     Fs = 26,
 }

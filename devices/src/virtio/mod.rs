@@ -5,6 +5,7 @@ pub mod block;
 pub mod chain;
 pub mod console;
 pub mod device;
+pub mod mem;
 pub mod pci;
 pub mod rng;
 pub mod serve;
@@ -19,5 +20,6 @@ pub use self::console::{
 pub use self::device::{
     ActivateError, Activation, DeviceType, QueueHandle, Reset, VirtioDevice, VirtioInterrupt,
 };
+pub use self::mem::{Mem, MemControl, MemRegion};
 pub use self::pci::VirtioPciDevice;
 pub use self::rng::{Rng, RngConfig};

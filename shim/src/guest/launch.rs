@@ -73,6 +73,9 @@ impl Launcher for KvmLauncher {
             } else {
                 MemoryBacking::Normal
             },
+            hot_memory: None,
+            numa: None,
+            generation_id: None,
             smbios: None,
             kernel: plan.kernel.clone(),
             initrd: Some(plan.initrd),

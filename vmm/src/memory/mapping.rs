@@ -13,6 +13,10 @@ use crate::arch::layout::Range;
 /// within it.
 pub(super) const ALIGNMENT: usize = 2 << 20;
 
+/// As many as Linux can be built for (`NODES_SHIFT` 10).
+const MAX_HOST_NODES: usize = 1024;
+const WORD_BITS: usize = u64::BITS as usize;
+
 const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const FLAGS: i32 = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
 
@@ -78,6 +82,39 @@ fn map_aligned(len: usize) -> Result<MmapRegion, MemoryError> {
     // SAFETY: `region` is the start of `len` bytes mapped above.
     let mapping = unsafe { MmapRegion::build_raw(region, len, PROTECTION, flags) };
     mapping.map_err(|_| failed(io::ErrorKind::InvalidInput.into()))
+}
+
+/// Keeps `range` of `region`, where nothing has been touched yet, on a node of the host.
+pub(super) fn bind(region: &GuestRegionMmap, range: Range, node: u32) -> Result<(), MemoryError> {
+    let failed = |source| MemoryError::Bind { node, source };
+    let no_node = || failed(io::Error::from_raw_os_error(libc::EINVAL));
+    let offset = range.base - region.start_addr().0;
+    let offset = usize::try_from(offset).map_err(|_| no_node())?;
+    let address = region.as_ptr().wrapping_add(offset);
+    let mut mask = [0_u64; MAX_HOST_NODES / WORD_BITS];
+    let bit = usize::try_from(node).map_err(|_| no_node())?;
+    let word = mask.get_mut(bit / WORD_BITS).ok_or_else(no_node)?;
+    *word |= 1 << (bit % WORD_BITS);
+    // The kernel takes one bit less than it is told of.
+    let bits = MAX_HOST_NODES + 1;
+    // SAFETY: The range is part of a live mapping of ours (the caller cuts it to the region), and
+    // the mask has as many bits as the kernel reads.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mbind,
+            address,
+            range.len,
+            libc::MPOL_BIND,
+            mask.as_ptr(),
+            bits,
+            0,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(failed(io::Error::last_os_error()))
+    }
 }
 
 /// Cuts a part off a mapping that nobody else knows yet.

@@ -16,8 +16,9 @@ use vm_memory::{
 
 pub use backing::MemoryBacking;
 
-use crate::arch::layout;
+use crate::arch::layout::{self, Range};
 use crate::config::MemorySize;
+use crate::numa::Numa;
 
 /// Why guest memory could not be set up.
 #[derive(Debug, Error)]
@@ -54,6 +55,26 @@ pub enum MemoryError {
         /// What the host said.
         source: io::Error,
     },
+    /// Memory cannot be kept on a node of the host.
+    #[error("cannot keep guest memory on NUMA node {node} of this host")]
+    Bind {
+        /// Which node.
+        node: u32,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A most that is less than what the machine begins with, or more than the memory map has
+    /// room for.
+    #[error("a machine with {memory} bytes of memory cannot grow to {max}")]
+    Plugged {
+        /// What it begins with.
+        memory: u64,
+        /// What it shall be able to have.
+        max: u64,
+    },
+    /// Pages of a pool are taken at the start, all of them.
+    #[error("memory from a pool of huge pages cannot grow")]
+    PluggedPool,
     /// The kernel refused advice about the mapping.
     #[error("cannot set {advice} on guest memory")]
     Advise {
@@ -76,6 +97,43 @@ pub enum MemoryError {
         /// What KVM said.
         source: kvm_ioctls::Error,
     },
+}
+
+/// What guest memory consists of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RamPlan {
+    /// How much of it the guest begins with.
+    pub size: MemorySize,
+    /// What the host keeps it in.
+    pub backing: MemoryBacking,
+    /// Which nodes of the host it is on; the host's choice without.
+    pub numa: Option<Numa>,
+    /// Where more can be plugged ([`layout::plugged_ram_range`]).
+    pub plugged: Option<Range>,
+}
+
+impl RamPlan {
+    /// Memory of `size` in `backing` and no particular place.
+    #[must_use]
+    pub fn new(size: MemorySize, backing: MemoryBacking) -> Self {
+        Self {
+            size,
+            backing,
+            numa: None,
+            plugged: None,
+        }
+    }
+
+    /// Keeps the parts of `range` on their nodes.
+    fn bind(&self, region: &GuestRegionMmap, range: Range) -> Result<(), MemoryError> {
+        let pieces = self.numa.iter().flat_map(Numa::memory);
+        for piece in pieces.filter(|piece| range.contains(piece.range)) {
+            if let Some(node) = piece.host_node {
+                mapping::bind(region, piece.range, node)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The guest's RAM: anonymous private memory of this process, mapped once for the machine's
@@ -109,23 +167,28 @@ impl Drop for Mappings {
 }
 
 impl GuestRam {
-    /// Maps `size` bytes around the device hole. Nothing is populated, but for huge pages of a
-    /// pool: the host gives pages as the guest touches them. Children of this process do not
+    /// Maps what `plan` says, around the device hole. Nothing is populated, but for huge pages of
+    /// a pool: the host gives pages as the guest touches them. Children of this process do not
     /// inherit it.
     ///
     /// # Errors
     /// [`MemoryError`] when the host has no address space or huge pages for it, or refuses the
     /// advice.
-    pub fn map(size: MemorySize, backing: MemoryBacking) -> Result<Self, MemoryError> {
+    pub fn map(plan: &RamPlan) -> Result<Self, MemoryError> {
         let mut mappings = Mappings {
             regions: Vec::new(),
         };
-        for range in layout::ram_ranges(size.bytes()) {
-            let mapping = mapping::map(range, backing)?;
+        if plan.plugged.is_some() && plan.backing.pool().is_some() {
+            return Err(MemoryError::PluggedPool);
+        }
+        let ranges = layout::ram_ranges(plan.size.bytes());
+        for range in ranges.into_iter().chain(plan.plugged) {
+            let mapping = mapping::map(range, plan.backing)?;
             let region = GuestRegionMmap::new(mapping, GuestAddress(range.base));
             let region = Arc::new(region.ok_or(MemoryError::Arrange { base: range.base })?);
             mappings.regions.push(Arc::clone(&region));
-            mapping::advise_all(&region, backing)?;
+            plan.bind(&region, range)?;
+            mapping::advise_all(&region, plan.backing)?;
         }
         let memory = GuestMemoryMmap::from_arc_regions(mappings.regions.clone())
             .map_err(|_| MemoryError::Arrange { base: 0 })?;
@@ -178,11 +241,8 @@ mod tests {
     use super::*;
 
     fn ram(bytes: u64) -> GuestRam {
-        GuestRam::map(
-            MemorySize::from_bytes(bytes).unwrap(),
-            MemoryBacking::TransparentHugePages,
-        )
-        .unwrap()
+        let size = MemorySize::from_bytes(bytes).unwrap();
+        GuestRam::map(&RamPlan::new(size, MemoryBacking::TransparentHugePages)).unwrap()
     }
 
     #[test]
@@ -240,7 +300,7 @@ mod tests {
     #[test]
     fn a_pool_without_pages_says_how_many_are_free_and_needed() {
         let size = MemorySize::from_bytes(380 << 30).unwrap();
-        let error = GuestRam::map(size, MemoryBacking::HugePages1Gi).map(drop);
+        let error = GuestRam::map(&RamPlan::new(size, MemoryBacking::HugePages1Gi)).map(drop);
         let text = error.unwrap_err().to_string();
         assert!(text.contains("huge pages of 1024 MiB are needed"), "{text}");
     }
@@ -248,7 +308,7 @@ mod tests {
     #[test]
     fn memory_with_a_broken_huge_page_is_refused() {
         let size = MemorySize::from_bytes((64 << 20) + 4096).unwrap();
-        let error = GuestRam::map(size, MemoryBacking::HugePages2Mi).map(drop);
+        let error = GuestRam::map(&RamPlan::new(size, MemoryBacking::HugePages2Mi)).map(drop);
         assert!(matches!(
             error,
             Err(MemoryError::BrokenPage {

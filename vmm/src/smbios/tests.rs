@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use vm_memory::GuestAddress;
 
 use super::*;
-use crate::memory::{GuestRam, MemoryBacking};
+use crate::memory::{GuestRam, MemoryBacking, RamPlan};
 
 /// A structure as a guest sees it.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ fn shape(topology: &str, memory_mib: u64) -> Shape {
 
 fn written(config: &SmbiosConfig, shape: Shape) -> Vec<Decoded> {
     let size = MemorySize::from_bytes(64 << 20).unwrap();
-    let ram = GuestRam::map(size, MemoryBacking::Normal).unwrap();
+    let ram = GuestRam::map(&RamPlan::new(size, MemoryBacking::Normal)).unwrap();
     write(config, shape, ram.guest_memory()).unwrap();
     decode(ram.guest_memory())
 }

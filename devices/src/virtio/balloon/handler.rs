@@ -6,8 +6,7 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::reclaim::reclaim;
-use super::{DEFLATE_QUEUE, INFLATE_QUEUE, Shared};
+use super::{DEFLATE_QUEUE, INFLATE_QUEUE, Shared, reclaim};
 use crate::GuestMemory;
 use crate::event_loop::{EventSet, Handler, Interest, Watch};
 use crate::virtio::chain::{Buffers, GuestRange, Parts};

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prost::Message as _;
 
 use self::handler::BalloonHandler;
+pub(crate) use self::reclaim::reclaim;
 use super::device::{
     ActivateError, Activation, DeviceType, QueueHandle, Reset, VirtioDevice, VirtioInterrupt,
 };

@@ -425,7 +425,11 @@ fn identity(device_type: DeviceType) -> Identity {
         DeviceType::Net => (0x02, 0x00),
         DeviceType::Block => (0x01, 0x80),
         DeviceType::Console => (0x07, 0x80),
-        DeviceType::Rng | DeviceType::Balloon | DeviceType::Vsock | DeviceType::Fs => (0xff, 0x00),
+        DeviceType::Rng
+        | DeviceType::Balloon
+        | DeviceType::Vsock
+        | DeviceType::Mem
+        | DeviceType::Fs => (0xff, 0x00),
     };
     let device = FIRST_DEVICE + device_type as u16;
     Identity {

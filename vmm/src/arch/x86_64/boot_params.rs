@@ -166,13 +166,13 @@ impl BootParams<'_> {
 mod tests {
     use super::*;
     use crate::arch::loader::SetupHeader;
-    use crate::memory::{GuestRam, MemoryBacking};
+    use crate::memory::{GuestRam, MemoryBacking, RamPlan};
 
     const MEMORY: u64 = 8 << 30;
 
     fn zero_page(setup_header: Option<SetupHeader>, has_pci: bool) -> Vec<u8> {
         let size = MemorySize::from_bytes(MEMORY).unwrap();
-        let ram = GuestRam::map(size, MemoryBacking::Normal).unwrap();
+        let ram = GuestRam::map(&RamPlan::new(size, MemoryBacking::Normal)).unwrap();
         let kernel = LoadedKernel {
             entry: GuestAddress(0x100_0000),
             end: 0x200_0000,

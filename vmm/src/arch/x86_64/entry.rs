@@ -123,14 +123,14 @@ fn segment(selector: u16, kind: SegmentKind) -> kvm_segment {
 mod tests {
     use super::*;
     use crate::config::MemorySize;
-    use crate::memory::{GuestRam, MemoryBacking};
+    use crate::memory::{GuestRam, MemoryBacking, RamPlan};
 
     #[test]
     fn page_tables_map_the_first_four_gib_onto_themselves() {
-        let ram = GuestRam::map(
+        let ram = GuestRam::map(&RamPlan::new(
             MemorySize::from_bytes(64 << 20).unwrap(),
             MemoryBacking::Normal,
-        )
+        ))
         .unwrap();
         let memory = ram.guest_memory();
         write_tables(memory).unwrap();

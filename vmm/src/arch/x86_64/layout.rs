@@ -11,7 +11,7 @@
 //! 0xc000_0000  32-bit PCI window: the BARs of all virtio devices
 //! 0xe000_0000  PCI configuration space of bus 0 (ECAM)
 //! 0xfec0_0000  IOAPIC;  0xfee0_0000 local APICs;  0xfffb_c000 pages KVM needs on Intel
-//! 4 GiB        RAM beyond the hole
+//! 4 GiB        RAM beyond the hole, then memory that is plugged
 //! 384 GiB      64-bit PCI window, up to what 39 address bits reach
 //! ```
 
@@ -54,6 +54,12 @@ impl Range {
         GuestAddress(self.base)
     }
 
+    /// Whether all of `other` lies in it.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.base <= other.base && other.end() <= self.end()
+    }
+
     const fn before(self, next: Self) -> bool {
         self.end() <= next.base
     }
@@ -74,6 +80,8 @@ pub const COMMAND_LINE: Range = Range::new(0x2_0000, 2048);
 pub const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// ACPI tables: the RSDP first, where kernels without `acpi_rsdp_addr` scan for it.
 pub const ACPI_TABLES: Range = Range::new(0xe_0000, 60 * KIB);
+/// What tells a guest that it goes on from a copy: 16 bytes on a page of their own.
+pub const GENERATION_ID: Range = Range::new(0xe_f000, PAGE_SIZE);
 /// SMBIOS tables: the entry point first. Kernels without EFI scan the last 64 KiB below 1 MiB for it,
 /// those started by kexec as well.
 pub const SMBIOS: Range = Range::new(0xf_0000, 64 * KIB);
@@ -84,6 +92,11 @@ pub const HIGH_MEMORY: u64 = MIB;
 pub const LOW_RAM_END: u64 = 3 * GIB;
 /// RAM beyond [`LOW_RAM_END`] bytes continues here.
 pub const HIGH_RAM: u64 = 4 * GIB;
+/// Memory that is plugged begins at a multiple of this: a host maps it in the largest pages, and
+/// guests take it in pieces of 128 MiB.
+pub const PLUGGED_RAM_ALIGNMENT: u64 = GIB;
+/// And its region is a multiple of this.
+pub const PLUGGED_RAM_STEP: u64 = 128 * MIB;
 /// RAM ends here at the latest.
 pub const HIGH_RAM_END: u64 = PCI_WINDOW_64.base;
 
@@ -135,6 +148,8 @@ pub const PORT_SERIAL_LEN: u8 = 8;
 pub const PORT_EVENTS_BASE: u16 = 0x610;
 /// [`PORT_EVENTS`]'s length.
 pub const PORT_EVENTS_LEN: u8 = 4;
+/// [`GENERATION_ID`]'s address.
+pub const GENERATION_ID_ADDRESS: u32 = 0xe_f000;
 /// [`IOAPIC`]'s address.
 pub const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
 /// [`LOCAL_APIC`]'s address.
@@ -155,6 +170,7 @@ const _: () = assert!(PORT_SERIAL_BASE as u64 == PORT_SERIAL.base);
 const _: () = assert!(PORT_SERIAL_LEN as u64 == PORT_SERIAL.len);
 const _: () = assert!(PORT_EVENTS_BASE as u64 == PORT_EVENTS.base);
 const _: () = assert!(PORT_EVENTS_LEN as u64 == PORT_EVENTS.len);
+const _: () = assert!(GENERATION_ID_ADDRESS as u64 == GENERATION_ID.base);
 const _: () = assert!(IOAPIC_ADDRESS as u64 == IOAPIC.base);
 const _: () = assert!(LOCAL_APIC_ADDRESS as u64 == LOCAL_APIC.base);
 const _: () = assert!(PCI_ECAM_ADDRESS as u64 == PCI_ECAM.base);
@@ -174,7 +190,9 @@ const _: () = assert!(ZERO_PAGE.before(PAGE_TABLES));
 const _: () = assert!(PAGE_TABLES.before(COMMAND_LINE));
 const _: () = assert!(COMMAND_LINE.end() <= CONVENTIONAL_END);
 const _: () = assert!(CONVENTIONAL_END <= ACPI_TABLES.base);
-const _: () = assert!(ACPI_TABLES.before(SMBIOS));
+const _: () = assert!(ACPI_TABLES.before(GENERATION_ID));
+const _: () = assert!(GENERATION_ID.before(SMBIOS));
+const _: () = assert!(GENERATION_ID.base.is_multiple_of(PAGE_SIZE));
 const _: () = assert!(SMBIOS.end() <= HIGH_MEMORY);
 const _: () = assert!(HIGH_MEMORY < LOW_RAM_END);
 const _: () = assert!(LOW_RAM_END <= PCI_WINDOW_32.base);
@@ -209,6 +227,19 @@ pub fn ram_ranges(len: u64) -> Vec<Range> {
     std::iter::once(low).chain(high).collect()
 }
 
+/// Where `plugged` bytes come to lie in a machine that begins with `len` bytes, if there is room:
+/// the region is as long in whole steps.
+#[must_use]
+pub fn plugged_ram_range(len: u64, plugged: u64) -> Option<Range> {
+    let end = ram_ranges(len).last().map_or(0, |range| range.end());
+    let base = end
+        .max(HIGH_RAM)
+        .checked_next_multiple_of(PLUGGED_RAM_ALIGNMENT)?;
+    let len = plugged.checked_next_multiple_of(PLUGGED_RAM_STEP)?;
+    let fits = base.checked_add(len)? <= HIGH_RAM_END;
+    fits.then_some(Range { base, len })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,5 +257,19 @@ mod tests {
             ranges,
             [Range::new(0, 3 * GIB), Range::new(4 * GIB, 5 * GIB)]
         );
+    }
+
+    #[test]
+    fn memory_is_plugged_behind_all_other_and_never_where_devices_are() {
+        assert_eq!(
+            plugged_ram_range(512 * MIB, 512 * MIB),
+            Some(Range::new(4 * GIB, 512 * MIB))
+        );
+        assert_eq!(
+            plugged_ram_range(8 * GIB + PAGE_SIZE, GIB + 1),
+            Some(Range::new(10 * GIB, GIB + 128 * MIB))
+        );
+        assert_eq!(plugged_ram_range(8 * GIB, 400 * GIB), None);
+        assert_eq!(plugged_ram_range(8 * GIB, u64::MAX), None);
     }
 }

@@ -3,10 +3,15 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use podvisor_vmm::{CpuLevel, CpuModel, MemoryBacking, Processors, Topology};
+use podvisor_tests::wait;
+use podvisor_vmm::numa::{HostNode, mirror};
+use podvisor_vmm::{
+    CpuLevel, CpuModel, HotMemory, MemoryBacking, MemoryPlugError, MemorySize, Processors,
+    Topology, Vcpus, spawn_io_loop,
+};
 
 use super::case;
-use super::guest::{Guest, Running};
+use super::guest::{Guest, PATIENCE, Running};
 use crate::case::Case;
 
 pub fn cases() -> Vec<Case> {
@@ -14,6 +19,8 @@ pub fn cases() -> Vec<Case> {
         case("vm_processors_have_the_shape_asked_for", topology),
         case("vm_cpu_levels_are_what_the_guest_finds", cpu_levels),
         case("vm_memory_comes_from_the_pool_of_huge_pages", huge_pages),
+        case("vm_memory_grows_and_shrinks_on_its_node", plugged_memory),
+        case("vm_guest_is_told_that_it_goes_on_from_a_copy", generation),
     ]
 }
 
@@ -126,4 +133,63 @@ fn on_huge_pages() -> Result<()> {
     let expected = format!("512 huge pages of 2 MiB are needed, {pages} are free");
     ensure!(text.contains(&expected), "'{text}' without '{expected}'");
     Ok(())
+}
+
+/// Takes what comes, tells of it, and lets go of it again.
+const MEMORY_REPORT: &str = "echo online_movable > /sys/devices/system/memory/auto_online_blocks
+last=0; while true; do now=$(($(awk '/MemTotal/{print $2}' /proc/meminfo) / 1024 / 64 * 64))
+[ $now = $last ] || echo has $now.; last=$now; sleep 0.2; done";
+
+fn plugged_memory() -> Result<()> {
+    let size = |mib: u64| MemorySize::from_bytes(mib << 20);
+    let (begins, max) = (size(256)?, size(512)?);
+    let processors = Processors::from(Vcpus::MIN);
+    let nodes = HostNode::all()?;
+    let cpus = nodes.iter().flat_map(|node| node.cpus.clone());
+    let cpus: Vec<_> = cpus.collect();
+    let mirror = mirror(&nodes, &cpus, begins, MemoryBacking::Normal, &processors)?;
+    let io = spawn_io_loop()?;
+    let guest = Guest::new(MEMORY_REPORT)?.size(1, 256)?.with(|config| {
+        config.hot_memory = Some(HotMemory { max, io });
+        config.numa = Some(mirror.numa);
+    });
+    let guest = guest.start()?;
+    let maps = fs::read_to_string("/proc/self/numa_maps")?;
+    ensure!(maps.contains(" bind:0 "), "no memory is bound:\n{maps}");
+    guest.line("has 192.")?;
+    guest.vm.set_memory(max)?;
+    guest.line("has 448.")?;
+    let present = || guest.vm.memory().map(|memory| memory.present);
+    ensure!(present() == Some(512 << 20), "{:?}", guest.vm.memory());
+    guest.vm.set_memory(begins)?;
+    wait::until("the memory comes back", PATIENCE, || {
+        Ok((present() == Some(256 << 20)).then_some(()))
+    })?;
+    let refused = guest.vm.set_memory(size(1024)?);
+    ensure!(
+        matches!(refused, Err(MemoryPlugError::OutOfBounds { .. })),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
+fn generation() -> Result<()> {
+    let with_id = |id| -> Result<Guest> {
+        let script = "i=0; while true; do i=$((i+1)); echo tick $i.; sleep 0.2; done";
+        Ok(Guest::new(script)?.with(|config| config.generation_id = Some(id)))
+    };
+    let told = "crng reseeded due to virtual machine fork";
+    let guest = with_id(1)?.start()?;
+    guest.line("tick 3.")?;
+    guest.vm.pause()?;
+    let state = guest.vm.save()?;
+    let same = with_id(1)?.restore(guest, &state)?;
+    same.vm.resume()?;
+    same.line("tick 8.")?;
+    ensure!(!same.console().contains(told), "{}", same.console());
+    same.vm.pause()?;
+    let state = same.vm.save()?;
+    let copy = with_id(2)?.restore(same, &state)?;
+    copy.vm.resume()?;
+    copy.line(told).map(drop)
 }

@@ -2,22 +2,20 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
-    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, Notify,
-    OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Store, ZERO,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
+    Package, Path, ResourceTemplate, ZERO,
 };
 use acpi_tables::sdt::Sdt;
-use podvisor_devices::legacy::{GedEvent, acpi_pm};
+use podvisor_devices::legacy::acpi_pm;
 
+use super::events;
 use super::{AcpiConfig, DSDT_REVISION, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::arch::layout;
 
 const HEADER_LEN: u32 = 36;
-/// "Status changed" of a button device (ACPI 6.5, table 5.170).
-const NOTIFY_BUTTON: u8 = 0x80;
 
 /// The table for `config`.
-pub(super) fn build(config: AcpiConfig) -> Table {
+pub(super) fn build(config: &AcpiConfig) -> Table {
     let mut table = Sdt::new(
         *b"DSDT",
         HEADER_LEN,
@@ -34,9 +32,7 @@ pub(super) fn build(config: AcpiConfig) -> Table {
     if config.has_serial {
         serial_port(&mut aml);
     }
-    if config.has_events {
-        event_device(&mut aml);
-    }
+    events::append(config, &mut aml);
     table.append_slice(&aml);
     Table(table)
 }
@@ -100,56 +96,6 @@ fn serial_port(aml: &mut Vec<u8>) {
             &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
             &Name::new(Path::new("_UID"), &ZERO),
             &Name::new(Path::new("_CRS"), &resources),
-        ],
-    )
-    .to_aml_bytes(aml);
-}
-
-/// The power button and the generic event device (ACPI 6.5, section 5.6.9) that reports it:
-/// its method reads what happened, which clears it, and notifies the button.
-fn event_device(aml: &mut Vec<u8>) {
-    Device::new(
-        Path::new("_SB_.PWRB"),
-        vec![
-            &Name::new(Path::new("_HID"), &EISAName::new("PNP0C0C")),
-            &Name::new(Path::new("_UID"), &ZERO),
-        ],
-    )
-    .to_aml_bytes(aml);
-
-    let line = Interrupt::new(true, true, false, false, layout::GSI_EVENTS);
-    let resources = ResourceTemplate::new(vec![&line]);
-    let events = Path::new("EVNT");
-    let button = Path::new("\\_SB_.PWRB");
-    Device::new(
-        Path::new("_SB_.GED_"),
-        vec![
-            &Name::new(Path::new("_HID"), &"ACPI0013"),
-            &Name::new(Path::new("_UID"), &ZERO),
-            &Name::new(Path::new("_CRS"), &resources),
-            &OpRegion::new(
-                Path::new("EREG"),
-                OpRegionSpace::SystemIO,
-                &layout::PORT_EVENTS_BASE,
-                &layout::PORT_EVENTS_LEN,
-            ),
-            &Field::new(
-                Path::new("EREG"),
-                FieldAccessType::DWord,
-                FieldLockRule::NoLock,
-                FieldUpdateRule::WriteAsZeroes,
-                vec![FieldEntry::Named(*b"EVNT", 32)],
-            ),
-            &Method::new(
-                Path::new("_EVT"),
-                1,
-                true,
-                vec![
-                    &Store::new(&Local(0), &events),
-                    &And::new(&Local(1), &Local(0), &(GedEvent::PowerButton as u32)),
-                    &If::new(&Local(1), vec![&Notify::new(&button, &NOTIFY_BUTTON)]),
-                ],
-            ),
         ],
     )
     .to_aml_bytes(aml);

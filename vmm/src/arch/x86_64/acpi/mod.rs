@@ -2,6 +2,9 @@
 //! timer, no fixed events; a generic event device stands for what firmware would signal.
 
 mod dsdt;
+mod events;
+mod locality;
+mod raw;
 
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -19,6 +22,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::layout;
 use crate::config::Vcpus;
+use crate::numa::Numa;
 use crate::processors::{Processors, Topology};
 
 const OEM_ID: [u8; 6] = *b"PODVSR";
@@ -32,7 +36,7 @@ const BOOT_ARCH_NO_ASPM: u16 = 1 << 4;
 const BOOT_ARCH_NO_RTC: u16 = 1 << 5;
 
 /// What the tables describe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcpiConfig {
     /// Processors.
     pub processors: AcpiProcessors,
@@ -41,8 +45,12 @@ pub struct AcpiConfig {
     /// Whether there is a serial port with an interrupt line. One without is better not
     /// described: Linux would poll it, some hundred exits a second for an idle guest.
     pub has_serial: bool,
-    /// Whether there is a generic event device with a power button.
-    pub has_events: bool,
+    /// Whether there is a power button.
+    pub has_button: bool,
+    /// Whether there is a device that tells of copies.
+    pub has_generation: bool,
+    /// Which of processors and memory are close to each other; without, all are.
+    pub numa: Option<Numa>,
 }
 
 /// Processors as the tables list them.
@@ -67,8 +75,14 @@ impl AcpiConfig {
     /// Whether any device interrupts through a line. Without one the IOAPIC stays out of the
     /// tables: Linux reads and writes all of its pins at boot, which takes some 300 exits.
     #[must_use]
-    pub fn has_lines(self) -> bool {
-        self.has_serial || self.has_events
+    pub fn has_lines(&self) -> bool {
+        self.has_serial || self.has_events()
+    }
+
+    /// Whether there is a generic event device.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        self.has_button || self.has_generation
     }
 }
 
@@ -87,7 +101,7 @@ pub enum AcpiError {
 ///
 /// # Errors
 /// [`AcpiError`] when they do not fit.
-pub fn write(config: AcpiConfig, memory: &GuestMemory) -> Result<GuestAddress, AcpiError> {
+pub fn write(config: &AcpiConfig, memory: &GuestMemory) -> Result<GuestAddress, AcpiError> {
     let bytes = build(config, layout::ACPI_TABLES.base);
     if bytes.len() as u64 > layout::ACPI_TABLES.len {
         return Err(AcpiError::NoRoom(bytes.len()));
@@ -100,7 +114,7 @@ pub fn write(config: AcpiConfig, memory: &GuestMemory) -> Result<GuestAddress, A
 }
 
 /// All tables as they lie in memory from `base` on.
-fn build(config: AcpiConfig, base: u64) -> Vec<u8> {
+fn build(config: &AcpiConfig, base: u64) -> Vec<u8> {
     let mut tables = Tables::after_root_pointer(base);
     let dsdt = tables.add(&dsdt::build(config));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
@@ -110,6 +124,11 @@ fn build(config: AcpiConfig, base: u64) -> Vec<u8> {
         let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
         mcfg.add_ecam(layout::PCI_ECAM.base, 0, 0, 0);
         xsdt.add_entry(tables.add(&mcfg));
+    }
+    if let Some(numa) = &config.numa {
+        let affinity = locality::affinity(numa, config.processors.topology);
+        xsdt.add_entry(tables.add(&affinity));
+        xsdt.add_entry(tables.add(&locality::distances(numa)));
     }
     let xsdt = tables.add(&xsdt);
     tables.finish(&Rsdp::new(OEM_ID, xsdt))
@@ -171,7 +190,7 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.finalize()
 }
 
-fn madt(config: AcpiConfig) -> impl Aml {
+fn madt(config: &AcpiConfig) -> impl Aml {
     let address = LocalInterruptController::Address(layout::LOCAL_APIC_ADDRESS);
     let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, address);
     let processors = config.processors;
@@ -190,122 +209,4 @@ fn madt(config: AcpiConfig) -> impl Aml {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BASE: u64 = 0xe_0000;
-
-    fn cores(vcpus: u32) -> AcpiProcessors {
-        (&Processors::from(Vcpus::try_from(vcpus).unwrap())).into()
-    }
-
-    fn tables(vcpus: u32, has_pci: bool) -> Vec<u8> {
-        build(
-            AcpiConfig {
-                processors: cores(vcpus),
-                has_pci,
-                has_serial: true,
-                has_events: true,
-            },
-            BASE,
-        )
-    }
-
-    fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-        u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap())
-    }
-
-    fn u64_at(bytes: &[u8], offset: usize) -> u64 {
-        u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap())
-    }
-
-    fn table_at(bytes: &[u8], address: u64) -> &[u8] {
-        let start = usize::try_from(address - BASE).unwrap();
-        let len = u32_at(bytes, start + 4) as usize;
-        &bytes[start..start + len]
-    }
-
-    fn sum(bytes: &[u8]) -> u8 {
-        bytes
-            .iter()
-            .fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
-    }
-
-    /// Every table reachable from the root pointer, by signature.
-    fn reachable(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
-        assert_eq!(&bytes[..8], b"RSD PTR ");
-        assert_eq!(sum(&bytes[..20]), 0);
-        assert_eq!(sum(&bytes[..36]), 0);
-        let xsdt = table_at(bytes, u64_at(bytes, 24));
-        let mut found: Vec<_> = xsdt[36..]
-            .chunks_exact(8)
-            .map(|e| table_at(bytes, u64_at(e, 0)))
-            .collect();
-        let fadt = found.iter().find(|t| t.starts_with(b"FACP")).unwrap();
-        found.push(table_at(bytes, u64_at(fadt, 140)));
-        found.push(xsdt);
-        found
-            .iter()
-            .map(|t| (String::from_utf8_lossy(&t[..4]).into_owned(), t.to_vec()))
-            .collect()
-    }
-
-    #[test]
-    fn all_tables_are_reachable_and_sum_to_zero() {
-        let tables = reachable(&tables(4, true));
-        let names: Vec<_> = tables.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["FACP", "APIC", "MCFG", "DSDT", "XSDT"]);
-        for (name, bytes) in &tables {
-            assert_eq!(sum(bytes), 0, "{name}");
-        }
-    }
-
-    #[test]
-    fn a_machine_without_pci_has_no_configuration_window() {
-        assert!(
-            reachable(&tables(1, false))
-                .iter()
-                .all(|(name, _)| name != "MCFG")
-        );
-    }
-
-    #[test]
-    fn the_largest_machine_fits_its_place() {
-        let bytes = tables(u32::from(Vcpus::MAX), true);
-        assert!(bytes.len() as u64 <= layout::ACPI_TABLES.len);
-        let (_, madt) = reachable(&bytes)
-            .into_iter()
-            .find(|(name, _)| name == "APIC")
-            .unwrap();
-        assert_eq!(madt.len(), 44 + 8 * 254 + 12);
-    }
-
-    #[test]
-    fn the_ioapic_is_there_only_for_devices_with_lines() {
-        let config = AcpiConfig {
-            processors: cores(1),
-            has_pci: true,
-            has_serial: false,
-            has_events: false,
-        };
-        let tables = reachable(&build(config, BASE));
-        let (_, madt) = tables.iter().find(|(name, _)| name == "APIC").unwrap();
-        assert_eq!(madt.len(), 44 + 8);
-    }
-
-    #[test]
-    fn processors_have_the_apic_ids_of_their_topology() {
-        let topology: Topology = "2:3:1".parse().unwrap();
-        let processors = Processors::new(Vcpus::try_from(6).unwrap(), topology).unwrap();
-        let config = AcpiConfig {
-            processors: (&processors).into(),
-            has_pci: false,
-            has_serial: false,
-            has_events: false,
-        };
-        let tables = reachable(&build(config, BASE));
-        let (_, madt) = tables.iter().find(|(name, _)| name == "APIC").unwrap();
-        let listed: Vec<_> = madt[44..].chunks_exact(8).map(|e| (e[2], e[3])).collect();
-        assert_eq!(listed, [(0, 0), (1, 1), (2, 2), (3, 4), (4, 5), (5, 6)]);
-    }
-}
+mod tests;

@@ -6,15 +6,15 @@ use tempfile::NamedTempFile;
 use vm_memory::Bytes;
 
 use super::*;
-use crate::memory::{GuestRam, MemoryBacking};
+use crate::memory::{GuestRam, MemoryBacking, RamPlan};
 
 const MEMORY: u64 = 64 << 20;
 
 fn memory() -> GuestMemory {
-    let ram = GuestRam::map(
+    let ram = GuestRam::map(&RamPlan::new(
         MemorySize::from_bytes(MEMORY).unwrap(),
         MemoryBacking::Normal,
-    )
+    ))
     .unwrap();
     ram.guest_memory().clone()
 }
