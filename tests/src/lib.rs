@@ -5,11 +5,13 @@
 //! made when it goes out of scope.
 
 pub mod cni;
+pub mod console;
 pub mod container;
 pub mod container_builder;
 pub mod cri;
 pub mod initial_image;
 pub mod log_file;
+pub mod loop_device;
 pub mod node;
 pub mod pod;
 pub mod registry;
@@ -18,9 +20,11 @@ pub mod task;
 pub mod wait;
 
 pub use cni::PodNetworks;
+pub use console::Console;
 pub use container::{Container, ExecOutput};
 pub use container_builder::ContainerBuilder;
 pub use cri::Cri;
 pub use initial_image::InitialImage;
+pub use loop_device::LoopDevice;
 pub use pod::{Handler, Pod, PodBuilder};
 pub use streaming::Session;

@@ -126,6 +126,16 @@ impl<'c> PodBuilder<'c> {
         self
     }
 
+    /// A pod that is called `name`, as whoever was called so before was.
+    #[must_use]
+    pub fn called(mut self, name: &str) -> Self {
+        if let Some(metadata) = &mut self.config.metadata {
+            metadata.name = name.into();
+        }
+        self.config.hostname = name.into();
+        self
+    }
+
     /// Another attempt of a pod.
     #[must_use]
     pub fn attempt_of(mut self, pod: &Pod<'_>, attempt: u32) -> Self {

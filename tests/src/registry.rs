@@ -5,10 +5,12 @@
 //! (manifest-v2-2.md).
 
 use std::cell::RefCell;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -94,7 +96,47 @@ impl Layout {
     /// # Errors
     /// When busybox's layout is not there, or this one cannot be written.
     pub fn add(&self, form: Form, config: Value, names: &[&str]) -> Result<String> {
-        let (layer, diff_id) = busybox_layer(form)?;
+        let layer = busybox_layer(form)?;
+        self.add_image(form, config, layer, names)
+    }
+
+    /// Adds an image with nothing but the files in `folder`.
+    ///
+    /// # Errors
+    /// When they cannot be packed, or the layout not be written.
+    pub fn add_folder(&self, folder: &Path, name: &str) -> Result<()> {
+        let layer = self.folder.path().join("layer.tar");
+        let packed = Command::new("tar")
+            .args(["--create", "--sparse", "--format=gnu", "--file"])
+            .arg(&layer)
+            .arg("--directory")
+            .arg(folder)
+            .arg(".")
+            .status()?;
+        ensure!(packed.success(), "tar: {packed}");
+        let mut hash = Sha256::new();
+        let size = io::copy(&mut File::open(&layer)?, &mut hash)?;
+        let hex = hex::encode(hash.finalize());
+        fs::rename(&layer, self.folder.path().join("blobs/sha256").join(&hex))?;
+        let digest = format!("sha256:{hex}");
+        let layer = Descriptor {
+            media_type: Form::Oci.layer().into(),
+            digest: digest.clone(),
+            size: usize::try_from(size)?,
+            platform: None,
+            annotations: None,
+        };
+        self.add_image(Form::Oci, json!({}), (layer, digest.into()), &[name])
+            .map(drop)
+    }
+
+    fn add_image(
+        &self,
+        form: Form,
+        config: Value,
+        (layer, diff_id): (Descriptor, Value),
+        names: &[&str],
+    ) -> Result<String> {
         let config = json!({
             "architecture": "amd64",
             "os": "linux",

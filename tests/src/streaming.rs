@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CloneFlags, setns};
@@ -67,6 +67,11 @@ impl Received {
     #[must_use]
     pub fn bytes(&self, channel: u8) -> &[u8] {
         self.0.get(&channel).map_or(&[], Vec::as_slice)
+    }
+
+    /// The bytes of a channel, to take from.
+    pub fn channel(&mut self, channel: u8) -> &mut Vec<u8> {
+        self.0.entry(channel).or_default()
     }
 
     /// A channel as text.
@@ -142,6 +147,42 @@ impl Session {
         Ok(())
     }
 
+    /// Receives until `look` finds in what has arrived what it waits for, at most `limit`; `look` may
+    /// take from that.
+    ///
+    /// # Errors
+    /// When the stream ends before.
+    pub fn receive_until<T>(
+        &mut self,
+        limit: Duration,
+        mut look: impl FnMut(&mut Received) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let found = look(&mut self.received);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if found.is_some() || left.is_zero() {
+                self.set_patience(SILENCE)?;
+                return Ok(found);
+            }
+            self.set_patience(left)?;
+            match self.receive() {
+                Ok(true) => {}
+                Ok(false) => bail!("the stream ended"),
+                Err(error) if is_timeout(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// How long the stream may be silent from now on when something is awaited.
+    ///
+    /// # Errors
+    /// When it cannot be set.
+    pub fn set_patience(&self, limit: Duration) -> Result<()> {
+        Ok(self.socket.get_ref().set_read_timeout(Some(limit))?)
+    }
+
     /// Waits until the server ends the stream, and yields all that has arrived.
     ///
     /// # Errors
@@ -176,6 +217,17 @@ impl Session {
         }
         Ok(true)
     }
+}
+
+/// Whether a stream was only silent for too long: it can be read on.
+fn is_timeout(error: &anyhow::Error) -> bool {
+    let Some(Error::Io(error)) = error.downcast_ref() else {
+        return false;
+    };
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
 }
 
 impl Container<'_, '_> {

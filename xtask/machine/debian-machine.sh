@@ -55,7 +55,7 @@ configure() {
     : > "$tree/etc/fstab"
     # Work for a machine that lives for months, at every boot of one that lives for minutes.
     in_tree systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
-        e2scrub_reap.service
+        e2scrub_reap.service grub-common.service
 }
 
 # Every machine has its own, made at its first boot.

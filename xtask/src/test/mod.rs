@@ -186,6 +186,7 @@ impl Nodes {
         let mut options = NodeOptions::new(containerd, self.release.clone());
         options.is_one_of_several = self.versions.len() > 1;
         options.limit = Some(SUITE_LIMIT);
+        options.machines = true;
         options.variables.clone_from(&self.variables);
         // A release has no bzImage, yet machines boot those, too.
         let bzimage = self.kernel.join("bzImage").display().to_string();

@@ -1,13 +1,10 @@
 //! Raw block volumes: block devices of the node as disks of the guest.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use podvisor_tests::{Cri, Handler, PodBuilder};
+use podvisor_tests::{Cri, Handler, LoopDevice, PodBuilder};
 
 use crate::case::{Case, gate};
 
@@ -17,59 +14,16 @@ pub fn cases() -> Vec<Case> {
 
 const DISK_LEN: u64 = 4 << 20;
 
-/// A loop device of the node on a file of its own.
-struct LoopDevice {
-    file: tempfile::NamedTempFile,
-    path: PathBuf,
-}
-
-impl LoopDevice {
-    fn new() -> Result<Self> {
-        let file = tempfile::NamedTempFile::new_in("/var/tmp")?;
-        file.as_file().set_len(DISK_LEN)?;
-        let output = Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(file.path())
-            .output()?;
-        let path = String::from_utf8(output.stdout)?;
-        ensure!(output.status.success(), "losetup: {}", output.status);
-        Ok(Self {
-            file,
-            path: path.trim().into(),
-        })
-    }
-
-    fn content(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
-        // The device's own cache is the node's, not the file's.
-        Command::new("sync").status()?;
-        let mut content = vec![0; len];
-        File::open(self.file.path())?.read_exact_at(&mut content, offset)?;
-        Ok(content)
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let detached = Command::new("losetup")
-            .arg("--detach")
-            .arg(&self.path)
-            .status();
-        if !detached.is_ok_and(|status| status.success()) {
-            eprintln!("{} stays", self.path.display());
-        }
-    }
-}
-
 fn block_volumes(cri: &Cri) -> Result<()> {
-    let (data, fixed) = (LoopDevice::new()?, LoopDevice::new()?);
-    fixed.file.as_file().write_all_at(b"fixed", 0)?;
+    let (data, fixed) = (LoopDevice::new(DISK_LEN)?, LoopDevice::new(DISK_LEN)?);
+    fixed.file().write_all_at(b"fixed", 0)?;
     let pod = PodBuilder::new(cri, Handler::Podvisor, "disks")
         .privileged()
         .run()?;
     let writer = pod
         .container("writer")
-        .device(&data.path, "/dev/data", "mrw");
-    let writer = writer.device(&fixed.path, "/dev/fixed", "mr").start()?;
+        .device(data.path(), "/dev/data", "mrw");
+    let writer = writer.device(fixed.path(), "/dev/fixed", "mr").start()?;
     let kinds = writer.shell("stat -c %F /dev/data /dev/fixed")?;
     ensure!(
         kinds == "block special file\nblock special file",
@@ -90,11 +44,11 @@ fn block_volumes(cri: &Cri) -> Result<()> {
     let disks = other.shell("cd /sys/block; ls -d vd* 2>/dev/null | wc -l")?;
     ensure!(disks == "0", "{disks} disks are left in the guest");
     let again = pod.container("again").privileged();
-    let again = again.device(&data.path, "/dev/again", "mrw").start()?;
+    let again = again.device(data.path(), "/dev/again", "mrw").start()?;
     let seen = again.shell("dd if=/dev/again bs=512 skip=3 count=1 2>/dev/null | head -c 7")?;
     ensure!(seen == "written", "on the same device again: {seen:?}");
     let missing = pod.container("host");
-    let error = missing.mount(&data.path, "/dev/host").start().err();
+    let error = missing.mount(data.path(), "/dev/host").start().err();
     let error = format!("{:#}", error.context("a device as hostPath")?);
     ensure!(error.contains("volumeDevices"), "{error}");
     Ok(())

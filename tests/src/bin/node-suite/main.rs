@@ -19,6 +19,7 @@ mod in_pod;
 mod life;
 mod lifecycle;
 mod logs;
+mod machine;
 mod network;
 mod pod_networks;
 mod pods;
@@ -61,6 +62,7 @@ fn cases() -> Vec<Case> {
         volumes::cases(),
         disks::cases(),
         vm::cases(),
+        machine::cases(),
     ];
     let guests = guests.into_iter().flatten().map(Case::shared);
     containerds.into_iter().flatten().chain(guests).collect()

@@ -55,6 +55,8 @@ const UUID: &str = "7a4c2c0e-54f3-4d0e-8a55-9a2d62f1c7aa";
 const LABEL: &str = "busybox-root";
 const DISK_OWNER: u32 = 107;
 
+/// The image that is the machine's tree.
+const TREE_IMAGE: &str = "docker.io/podvisor/busybox-tree:latest";
 /// The image with a qcow2 disk, and the one with a raw disk.
 const IMAGES: [(&str, &str); 2] = [
     (
@@ -67,7 +69,7 @@ const IMAGES: [(&str, &str); 2] = [
     ),
 ];
 
-/// Writes the layouts of both images below `folder`.
+/// Writes the layouts of the images below `folder`.
 ///
 /// # Errors
 /// Packages cannot be fetched, or a tool fails.
@@ -76,15 +78,30 @@ pub fn build(folder: &Path) -> Result<()> {
     let work = tempfile::tempdir_in(folder)?;
     let tree = work.path().join("tree");
     write_tree(&step, work.path(), &tree)?;
-    let raw = work.path().join("busybox.raw");
+    let layer = work.path().join("tree.tar");
+    disk::pack(&step, &tree, None, &layer)?;
+    let command = ["/sbin/init".to_owned()];
+    layout::write(
+        &folder.join("busybox-tree"),
+        &layer,
+        &[TREE_IMAGE.to_owned()],
+        &command,
+    )?;
+    write_disk_images(&step, work.path(), &tree, folder)?;
+    step.done();
+    Ok(())
+}
+
+fn write_disk_images(step: &Step, work: &Path, tree: &Path, folder: &Path) -> Result<()> {
+    let raw = work.join("busybox.raw");
     let root = Root {
-        tree: &tree,
+        tree,
         label: LABEL,
         uuid: UUID,
     };
-    disk::write_dos(&step, &root, DISK_LEN, &raw)?;
+    disk::write_dos(step, &root, DISK_LEN, &raw)?;
     for (name, image) in IMAGES {
-        let packed = work.path().join(name);
+        let packed = work.join(name);
         let disks = packed.join("disk");
         fs::create_dir_all(&disks)?;
         if image.ends_with(":raw") {
@@ -92,11 +109,10 @@ pub fn build(folder: &Path) -> Result<()> {
         } else {
             qcow2::write(&raw, &disks.join("busybox.qcow2"))?;
         }
-        let layer = work.path().join("layer.tar");
-        disk::pack(&step, &packed, Some(DISK_OWNER), &layer)?;
+        let layer = work.join("layer.tar");
+        disk::pack(step, &packed, Some(DISK_OWNER), &layer)?;
         layout::write(&folder.join(name), &layer, &[image.to_owned()], &[])?;
     }
-    step.done();
     Ok(())
 }
 
@@ -177,6 +193,16 @@ impl Modules {
 
     /// Copies the drivers of [`MODULES`] to a tree, with an index of them alone.
     fn copy_to(&self, tree: &Path) -> Result<()> {
+        let folder = Path::new("lib/modules").join(&self.version);
+        fs::create_dir_all(tree.join(&folder))?;
+        for list in [
+            "modules.order",
+            "modules.builtin",
+            "modules.builtin.modinfo",
+        ] {
+            let list = folder.join(list);
+            fs::copy(self.root.join(&list), tree.join(&list))?;
+        }
         for file in self.files(MODULES)? {
             let target = tree.join(file.strip_prefix(&self.root)?);
             fs::create_dir_all(target.parent().context("a driver without a folder")?)?;

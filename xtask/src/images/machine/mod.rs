@@ -6,6 +6,7 @@
 //! | `docker.io/podvisor/debian-tree:13` | the same machine as a tree |
 //! | `docker.io/podvisor/busybox-machine:latest` | `/disk/busybox.qcow2`: DOS partitions, extlinux.conf, ext4, busybox |
 //! | `docker.io/podvisor/busybox-machine:raw` | `/disk/busybox.raw`: the same disk, raw |
+//! | `docker.io/podvisor/busybox-tree:latest` | the same machine as a tree |
 
 mod busybox;
 mod debian;

@@ -1,0 +1,221 @@
+//! What annotations say of a machine, looked at from inside of it.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use podvisor_tests::{Console, Cri, LoopDevice};
+
+use super::{BUSYBOX, BUSYBOX_BOOT, logged_in, machine, machine_pod, transcript};
+use crate::case::{Case, gate};
+
+const DATA_LEN: u64 = 16 << 20;
+/// Where the busybox machine's partition begins.
+const PARTITION: u64 = 1 << 20;
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        gate("a_machines_hardware_is_as_annotated", hardware),
+        gate(
+            "a_machines_disks_and_cards_are_as_annotated",
+            disks_and_cards,
+        ),
+        gate("a_machines_console_can_be_virtio", virtio_console),
+        gate("a_machine_that_hangs_is_reset_by_its_watchdog", watchdog),
+        gate("disks_are_booted_in_the_annotated_order", boot_order),
+    ]
+}
+
+/// Asks the machine things, each with its answer.
+fn ensure_seen(console: &mut Console, seen: &[(&str, &str)]) -> Result<()> {
+    for (question, answer) in seen {
+        let said = console.run(question)?;
+        ensure!(said == *answer, "{question}: {said:?}, not {answer:?}");
+    }
+    Ok(())
+}
+
+fn hardware(cri: &Cri) -> Result<()> {
+    let smbios = "{system: {manufacturer: Example, product: Pet, version: '7', sku: A1, family: Pets}, \
+         board: {product: Board}, chassis: {asset: '0042'}, oem-strings: [role=db]}";
+    let pod = machine_pod(cri, "hardware")
+        .annotation("podvisor.io/cpus", "2")
+        .annotation("podvisor.io/max-cpus", "2")
+        .annotation("podvisor.io/cpu-topology", "1:1:2")
+        .annotation("podvisor.io/cpu-model", "x86-64-v2")
+        .annotation("podvisor.io/memory", "320Mi")
+        .annotation("podvisor.io/kernel-args", "mitigations=off")
+        .annotation("podvisor.io/smbios", smbios)
+        .annotation("podvisor.io/rng", "1Ki")
+        .annotation("podvisor.io/balloon", "reporting")
+        .run()?;
+    let machine = machine(&pod, BUSYBOX).start()?;
+    let mut console = logged_in(&machine)?;
+    ensure_seen(
+        &mut console,
+        &[
+            ("nproc", "2"),
+            (
+                "cat /sys/devices/system/cpu/cpu1/topology/thread_siblings_list",
+                "0-1",
+            ),
+            (
+                "grep -c -w sse4_2 /proc/cpuinfo; grep -c -w avx /proc/cpuinfo; true",
+                "2\n0",
+            ),
+            (
+                "grep -o -w mitigations=off /proc/cmdline",
+                "mitigations=off",
+            ),
+            (
+                "cd /sys/class/dmi/id; cat sys_vendor product_name product_version product_sku \
+                 product_family board_name chassis_asset_tag",
+                "Example\nPet\n7\nA1\nPets\nBoard\n0042",
+            ),
+            (
+                "strings /sys/firmware/dmi/tables/DMI | grep role=",
+                "role=db",
+            ),
+            // Feature 5 of a balloon (device 5 of virtio): it reports free pages.
+            (
+                "cd /sys/bus/virtio/devices; for d in *; do \
+                 [ $(cat $d/device) = 0x0005 ] && cut -c 6 $d/features; done; true",
+                "1",
+            ),
+        ],
+    )?;
+    let kib = console.run("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
+    let mib = kib.parse::<u64>()? >> 10;
+    ensure!((256..=320).contains(&mib), "{mib} MiB of 320");
+    let name = pod.config().metadata.clone().unwrap_or_default().name;
+    let serial = console.run("cat /sys/class/dmi/id/product_serial")?;
+    ensure!(
+        serial == format!("default/{name}"),
+        "serial number {serial}"
+    );
+    // 1 KiB a second, and as much at once: 8 KiB take several seconds.
+    let took = console.run(
+        "a=$(cut -d . -f 1 /proc/uptime); head -c 8192 /dev/hwrng > /dev/null; \
+         b=$(cut -d . -f 1 /proc/uptime); echo $((b - a))",
+    )?;
+    ensure!(took.parse::<u32>()? >= 4, "8 KiB of entropy in {took} s");
+    Ok(())
+}
+
+fn disks_and_cards(cri: &Cri) -> Result<()> {
+    let (data, slow) = (LoopDevice::new(DATA_LEN)?, LoopDevice::new(DATA_LEN)?);
+    let disks = "- {path: /dev/data, ro: true, serial: DATA01, pci: '00:0a.0', queues: 2, cache: none}\n\
+         - {path: /dev/slow, serial: SLOW01, iops: 20, cache: writethrough, iothread: 1}\n";
+    let pod = machine_pod(cri, "disks")
+        .annotation("podvisor.io/cpus", "2")
+        .annotation("podvisor.io/disks", disks)
+        .annotation(
+            "podvisor.io/nics",
+            "[{name: eth0, mac: '52:54:00:12:34:56', mtu: 1400, pci: '00:0b.0'}]",
+        )
+        .run()?;
+    let machine = machine(&pod, BUSYBOX).device(data.path(), "/dev/data", "mrw");
+    let machine = machine.device(slow.path(), "/dev/slow", "mrw").start()?;
+    let mut console = logged_in(&machine)?;
+    console.run(
+        "for d in /sys/block/vd*; do ln -s $d /run/$(cat $d/serial | tr -c 'A-Za-z0-9' _); done",
+    )?;
+    ensure_seen(
+        &mut console,
+        &[
+            ("cat /run/DATA01/ro", "1"),
+            ("ls /run/DATA01/mq | wc -l", "2"),
+            (
+                "readlink -f /run/DATA01 | grep -o 0000:00:0a.0",
+                "0000:00:0a.0",
+            ),
+            ("cat /run/SLOW01/queue/write_cache", "write through"),
+            ("cat /sys/class/net/eth0/address", "52:54:00:12:34:56"),
+            ("cat /sys/class/net/eth0/mtu", "1400"),
+            (
+                "readlink -f /sys/class/net/eth0 | grep -o 0000:00:0b.0",
+                "0000:00:0b.0",
+            ),
+        ],
+    )?;
+    // 20 requests a second, of which a second's worth may come at once.
+    let took = console.run(
+        "d=/dev/$(basename $(readlink -f /run/SLOW01)); a=$(cut -d . -f 1 /proc/uptime); i=0; \
+         while [ $i -lt 100 ]; do dd if=$d of=/dev/null bs=4096 count=1 skip=$i iflag=direct \
+         2> /dev/null || exit 1; i=$((i + 1)); done; b=$(cut -d . -f 1 /proc/uptime); echo $((b - a))",
+    )?;
+    ensure!(took.parse::<u32>()? >= 3, "100 reads in {took} s");
+    let write =
+        console.run("dd if=/dev/zero of=/dev/$(basename $(readlink -f /run/DATA01)) count=1");
+    ensure!(write.is_err(), "wrote to a read-only disk");
+    Ok(())
+}
+
+fn virtio_console(cri: &Cri) -> Result<()> {
+    let pod = machine_pod(cri, "console").annotation("podvisor.io/console", "virtio");
+    let pod = pod.run()?;
+    let machine = machine(&pod, BUSYBOX).start()?;
+    let mut console = logged_in(&machine)?;
+    let terminal = console.run("sed 's/.* //' /sys/class/tty/console/active")?;
+    ensure!(terminal == "hvc0", "the console is {terminal}");
+    let lines = console.run("seq 3000 | tail -n 1")?;
+    ensure!(lines == "3000", "{lines}");
+    Ok(())
+}
+
+fn watchdog(cri: &Cri) -> Result<()> {
+    let pod = machine_pod(cri, "watchdog").annotation("podvisor.io/watchdog", "10");
+    let pod = pod.run()?;
+    let machine = machine(&pod, BUSYBOX).start()?;
+    let mut console = logged_in(&machine)?;
+    let found = console.run("cd /sys/class/watchdog/watchdog0; cat identity state")?;
+    ensure!(found.contains("inactive"), "{found}");
+    // It is armed, and then nobody feeds it.
+    console.send("(sleep 1000 > /dev/watchdog) &\n")?;
+    console.expect(": boot 2\n", BUSYBOX_BOOT + Duration::from_secs(30))?;
+    let running = machine.status()?;
+    ensure!(running.finished_at == 0, "it ended: {running:?}");
+    Ok(())
+}
+
+/// Two disks that boot, the second one first.
+fn boot_order(cri: &Cri) -> Result<()> {
+    let second = LoopDevice::new(96 << 20)?;
+    let pod = machine_pod(cri, "filled").run()?;
+    let filled = machine(&pod, BUSYBOX)
+        .device(second.path(), "/", "mrw")
+        .start()?;
+    logged_in(&filled).with_context(|| transcript(&filled))?;
+    filled.stop(Duration::from_secs(60))?;
+    drop(pod);
+    mark(&second)?;
+    let pod =
+        machine_pod(cri, "order").annotation("podvisor.io/boot-order", "[/dev/second, /disk]");
+    let pod = pod.run()?;
+    let machine = machine(&pod, BUSYBOX).device(second.path(), "/dev/second", "mrw");
+    let mut console = logged_in(&machine.start()?)?;
+    let arguments = console.run("cat /proc/cmdline")?;
+    ensure!(arguments.contains("from=second"), "{arguments}");
+    Ok(())
+}
+
+/// Changes what the disk's menu says for its kernel.
+fn mark(disk: &LoopDevice) -> Result<()> {
+    const MENU: &str = "/boot/extlinux/extlinux.conf";
+    let debugfs = |command: &str| {
+        let output = Command::new("debugfs")
+            .args(["-w", "-R", command])
+            .arg(format!("{}?offset={PARTITION}", disk.path().display()))
+            .output()?;
+        ensure!(output.status.success(), "debugfs: {output:?}");
+        anyhow::Ok(String::from_utf8(output.stdout)?)
+    };
+    let menu = debugfs(&format!("cat {MENU}"))?;
+    ensure!(menu.contains("APPEND "), "{menu}");
+    let new = tempfile::NamedTempFile::new_in("/var/tmp")?;
+    fs::write(new.path(), menu.replace("APPEND ", "APPEND from=second "))?;
+    debugfs(&format!("rm {MENU}"))?;
+    debugfs(&format!("write {} {MENU}", new.path().display()))?;
+    Ok(())
+}

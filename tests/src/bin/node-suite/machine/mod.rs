@@ -1,0 +1,77 @@
+//! Machine pods: pods that boot disks of their own. Most boot the busybox machine, which is up within
+//! seconds; what systemd, cloud-init and sshd are asked for is looked at in the Debian machine.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use podvisor_tests::{Console, Container, ContainerBuilder, Cri, Handler, Pod, PodBuilder, wait};
+
+use crate::case::Case;
+
+mod annotations;
+mod bad_disks;
+mod debian;
+mod ends;
+mod first_boot;
+mod pets;
+
+/// The busybox machine's disk in its images, and its tree.
+const BUSYBOX: &str = "docker.io/podvisor/busybox-machine:latest";
+const BUSYBOX_RAW: &str = "docker.io/podvisor/busybox-machine:raw";
+const BUSYBOX_TREE: &str = "docker.io/podvisor/busybox-tree:latest";
+/// From a machine's start to its login prompt, on an emulated node: the busybox machine's and the
+/// Debian machine's, whose first boot is the longest.
+const BUSYBOX_BOOT: Duration = Duration::from_secs(120);
+const DEBIAN_BOOT: Duration = Duration::from_secs(420);
+
+pub fn cases() -> Vec<Case> {
+    [
+        first_boot::cases(),
+        ends::cases(),
+        pets::cases(),
+        annotations::cases(),
+        bad_disks::cases(),
+        debian::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// A pod for a machine of 256 MiB.
+fn machine_pod<'c>(cri: &'c Cri, name: &str) -> PodBuilder<'c> {
+    PodBuilder::new(cri, Handler::Podvisor, name)
+        .annotation("podvisor.io/boot", "machine")
+        .memory_mib(256)
+}
+
+/// A pod's machine, yet to be made. Images of disks name no program, and containerd wants one.
+fn machine<'p, 'c>(pod: &'p Pod<'c>, image: &str) -> ContainerBuilder<'p, 'c> {
+    let container = pod.container("machine").image(image);
+    container.command(&["boot"]).stdin().terminal()
+}
+
+/// Someone who is logged in on the console of a started busybox machine.
+fn logged_in(machine: &Container<'_, '_>) -> Result<Console> {
+    let mut console = Console::attach(machine)?;
+    console
+        .log_in("root", None, BUSYBOX_BOOT)
+        .with_context(|| format!("the transcript: {}", transcript(machine)))?;
+    Ok(console)
+}
+
+/// Waits until the transcript has `text`, which is part of a line that has ended.
+fn wait_for_log(machine: &Container<'_, '_>, text: &str, limit: Duration) -> Result<()> {
+    wait::until(text, limit, || {
+        Ok(machine.log()?.stdout.contains(text).then_some(()))
+    })
+    .with_context(|| format!("the transcript: {}", transcript(machine)))
+}
+
+/// What a machine's console has shown, for errors.
+fn transcript(machine: &Container<'_, '_>) -> String {
+    match machine.log() {
+        Ok(log) => log.stdout,
+        Err(error) => format!("{error:#}"),
+    }
+}
