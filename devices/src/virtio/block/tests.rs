@@ -17,6 +17,8 @@ use super::transfer::DiskFile;
 use super::*;
 use crate::virtio::testing::{Buffer, Completion as Finished, TestDriver};
 
+mod options;
+
 const DISK_LEN: usize = 1 << 20;
 const EVENT_IDX: u64 = 1 << 29;
 

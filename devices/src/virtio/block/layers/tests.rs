@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::model::{Model, Random, byte_at};
 use super::{CowLayer, LayeredDisk, RawLayer, Stack, Top};
-use crate::virtio::block::backend::{DiskBackend, DiskOperation};
+use crate::virtio::block::backend::{DiskOperation, Iovecs};
 use crate::virtio::block::transfer::{self, CacheMode, DiskFile, FileId};
 
 /// A file of `len` bytes that repeat every 251.
@@ -76,7 +76,7 @@ fn parts_of_one_cluster_that_are_written_at_once_are_all_there() {
         // Every sector of a cluster by an operation of its own, all in flight together.
         let mut tags = 0;
         for sector in (0..8).filter(|sector| sector % 3 != 1) {
-            let mut buffers = crate::virtio::block::backend::Iovecs::zeros(512);
+            let mut buffers = Iovecs::zeros(512);
             let byte = u8::try_from(100 + sector).unwrap();
             buffers.copy_in(&[byte; 512]);
             let offset = 4096 + sector * 512;
@@ -126,7 +126,7 @@ fn a_base_that_shrinks_fails_reads_and_nothing_else() {
     model.write(4096, &[9; 4096]).unwrap();
     base.set_len(6000).unwrap();
     let mut read = |offset, len| {
-        let buffers = crate::virtio::block::backend::Iovecs::zeros(len);
+        let buffers = Iovecs::zeros(len);
         model.ask(DiskOperation::Read { offset, buffers })
     };
     assert_eq!(
@@ -141,23 +141,25 @@ fn a_base_that_shrinks_fails_reads_and_nothing_else() {
     assert_eq!(model.read(1 << 19, 4096), [1; 4096]);
 }
 
-/// A disk whose copy-on-write layer cannot grow: its file may only be read.
+/// `/dev/full` answers every write as a full file system does.
 #[test]
-fn a_layer_that_takes_no_data_fails_the_write_and_keeps_what_was_there() {
+fn a_full_layer_fails_the_write_and_keeps_what_was_there() {
     let (base, bytes) = base(1 << 16);
-    let layer = tempfile::NamedTempFile::new().unwrap();
-    layer.as_file().set_len(1 << 16).unwrap();
-    let read_only = File::open(layer.path()).unwrap();
-    let files = [read_only, base].map(|file| DiskFile::new(file, CacheMode::Writeback).unwrap());
+    let full = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let files = [full, base].map(|file| DiskFile::new(file, CacheMode::Writeback).unwrap());
     let top = CowLayer::new(FileId(0), 1 << 16).unwrap();
     let below = RawLayer::new(FileId(1), 1 << 16);
     let stack = Stack::new(Top::Writable(Box::new(top)), vec![Box::new(below)]);
     let transfers = transfer::open(files.into()).unwrap();
-    let disk: Box<dyn DiskBackend> =
-        Box::new(LayeredDisk::new(transfers, stack, CacheMode::Writeback));
-    let mut model = Model::new(disk, bytes);
+    let disk = LayeredDisk::new(transfers, stack, CacheMode::Writeback);
+    let mut model = Model::new(Box::new(disk), bytes);
     for (offset, len) in [(0, 512), (8192, 4096), (100 * 512, 10 * 512)] {
-        assert!(model.write(offset, &vec![7; len]).is_err());
+        let error = model.write(offset, &vec![7; len]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
     model.ask(DiskOperation::Flush).unwrap();
     model.check();

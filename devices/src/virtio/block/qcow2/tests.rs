@@ -7,12 +7,13 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::testing::{Builder, Content, check};
-use crate::virtio::block::backend::{DiskBackend, DiskOperation};
+use crate::virtio::block::backend::{DiskBackend, DiskOperation, Iovecs};
 use crate::virtio::block::image::{
     self, BackingFiles, CacheMode, ImageError, ImageFormat, ImageOptions, ImageSource,
 };
 use crate::virtio::block::layers::model::{Model, Random, byte_at};
 
+mod fixtures;
 mod hostile;
 mod writing;
 

@@ -62,11 +62,7 @@ fn wrong_headers_are_refused_with_what_is_wrong() {
             "L1 table at 0x10000000000 lies outside",
         ),
         (40, &entry(0), "L1 table has the entry"),
-        (
-            48,
-            &entry(L1),
-            "L1 table and its refcount table are both at",
-        ),
+        (48, &entry(L1), "refcount table has the entry"),
         (48, &entry(1 << 50), "refcount table at"),
         (56, &[0, 1, 0, 0], "refcount table is of"),
         (72, &entry(4), "'external data file'"),
@@ -140,7 +136,7 @@ fn entries_that_lead_astray_fail_the_requests_that_need_them() {
         let file = good().file();
         file.write_all_at(&u64::to_be_bytes(entry), L2).unwrap();
         let mut model = Model::new(try_open(&file, None, false).unwrap(), good().disk(&[]));
-        let buffers = crate::virtio::block::backend::Iovecs::zeros(512);
+        let buffers = Iovecs::zeros(512);
         let error = model
             .ask(DiskOperation::Read { offset: 0, buffers })
             .unwrap_err();

@@ -132,7 +132,7 @@ fn a_file_that_shrinks_fails_requests_and_nothing_else() {
     model.check();
     file.set_len(100_000).unwrap();
     let mut read = |offset| {
-        let buffers = crate::virtio::block::backend::Iovecs::zeros(4096);
+        let buffers = Iovecs::zeros(4096);
         model.ask(DiskOperation::Read { offset, buffers })
     };
     assert!(read(1 << 19).is_err());
