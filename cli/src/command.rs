@@ -11,7 +11,7 @@ use crate::check;
 use crate::cri::Cri;
 use crate::explain;
 use crate::pods::{self, PodName};
-use crate::run::{self, Detail, RunOptions};
+use crate::run::{self, ClaimPath, Detail, RunOptions};
 
 /// What a failure of ours answers, as other tools that run containers do.
 const FAILURE: u8 = 125;
@@ -44,12 +44,16 @@ enum Command {
 
 /// Run the pod of a manifest, as the kubelet would, on a machine without one.
 ///
-/// The manifest holds one Pod and the ConfigMaps, Secrets and RuntimeClasses it uses. A field that
-/// is not supported is named and refused. The exit code is that of the container that failed first.
+/// The manifest holds one Pod, or a StatefulSet or Job that makes one, and the ConfigMaps, Secrets,
+/// PersistentVolumeClaims and RuntimeClasses it uses. A field that is not supported is named and refused. The exit code is that of the container that failed first.
 #[derive(Debug, Args)]
 struct Run {
     /// The manifest; `-` for stdin.
     file: PathBuf,
+    /// Where a PersistentVolumeClaim is: a folder, a file or a block device; without it, a file or
+    /// folder below /var/lib/podvisor/claims that stays.
+    #[arg(long = "claim", value_name = "NAME=PATH")]
+    claims: Vec<ClaimPath>,
     /// Remove the pod with its volumes and logs when it has ended.
     #[arg(long)]
     rm: bool,
@@ -189,6 +193,7 @@ async fn run(args: Run, address: PathBuf) -> Result<u8> {
         manifest: args.file,
         address,
         runtime_handler: args.runtime_handler,
+        claims: args.claims,
         remove: args.rm,
         detail,
     };

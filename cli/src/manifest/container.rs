@@ -30,6 +30,8 @@ pub struct Container {
     #[serde(default)]
     pub volume_mounts: Vec<VolumeMount>,
     #[serde(default)]
+    pub volume_devices: Vec<VolumeDevice>,
+    #[serde(default)]
     pub stdin: bool,
     #[serde(default)]
     pub stdin_once: bool,
@@ -183,6 +185,14 @@ pub struct VolumeMount {
     pub read_only: bool,
     #[serde(default)]
     pub mount_propagation: MountPropagation,
+}
+
+/// Where a block volume appears in a container; `/` is where a machine's own disk is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeDevice {
+    pub name: Name,
+    pub device_path: String,
 }
 
 /// Whether mounts made later are seen on the other side.

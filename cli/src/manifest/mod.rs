@@ -1,13 +1,16 @@
-//! Reads a pod manifest: one Pod, and the ConfigMaps, Secrets and RuntimeClasses it uses.
+//! Reads a pod manifest: one Pod, or a StatefulSet or Job that makes one, and the ConfigMaps, Secrets,
+//! PersistentVolumeClaims and RuntimeClasses it uses.
 //!
 //! What a document says and these types do not know is an error that names the field: nothing is
 //! ignored.
 
+pub mod claim;
 pub mod container;
 pub mod names;
 pub mod objects;
 pub mod pod;
 pub mod volume;
+mod workload;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,9 +19,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
 
+use claim::{Claim, ClaimDocument};
 use names::Name;
-use objects::{ConfigMap, KeyedData, ObjectMeta, RuntimeClass, Secret};
+use objects::{ConfigMap, KeyedData, ObjectMeta, RuntimeClass, Secret, Service};
 use pod::Pod;
+use workload::{Job, Made, StatefulSet};
 
 /// A pod with what it refers to.
 #[derive(Clone, Debug)]
@@ -33,6 +38,7 @@ pub struct Objects {
     pub config_maps: BTreeMap<Name, KeyedData>,
     pub secrets: BTreeMap<Name, KeyedData>,
     pub runtime_classes: BTreeMap<Name, RuntimeClass>,
+    pub claims: BTreeMap<Name, Claim>,
 }
 
 /// Why a manifest cannot be run.
@@ -129,6 +135,9 @@ struct Reader {
     config_maps: Vec<ConfigMap>,
     secrets: Vec<Secret>,
     runtime_classes: Vec<RuntimeClass>,
+    claims: Vec<ClaimDocument>,
+    /// Those that a StatefulSet makes for its pod.
+    made_claims: Vec<(Name, Claim)>,
     unsupported: Vec<String>,
 }
 
@@ -147,20 +156,33 @@ impl Reader {
                 .unwrap_or_default()
         };
         let (kind, api_version) = (take("kind"), take("apiVersion"));
+        let unsupported = &mut self.unsupported;
         match (kind.as_str(), api_version.as_str()) {
-            ("Pod", "v1") => self
-                .pods
-                .push(typed(&kind, document, &mut self.unsupported)?),
-            ("ConfigMap", "v1") => {
-                self.config_maps
-                    .push(typed(&kind, document, &mut self.unsupported)?);
+            ("Pod", "v1") => self.pods.push(typed(&kind, document, unsupported)?),
+            ("StatefulSet", "apps/v1") => {
+                let set: StatefulSet = typed(&kind, document, unsupported)?;
+                let made = set.first_pod(unsupported)?;
+                self.take(made);
             }
-            ("Secret", "v1") => self
-                .secrets
-                .push(typed(&kind, document, &mut self.unsupported)?),
+            ("Job", "batch/v1") => {
+                let job: Job = typed(&kind, document, unsupported)?;
+                let made = job.first_pod(unsupported)?;
+                self.take(made);
+            }
+            ("ConfigMap", "v1") => self.config_maps.push(typed(&kind, document, unsupported)?),
+            ("Secret", "v1") => self.secrets.push(typed(&kind, document, unsupported)?),
+            ("PersistentVolumeClaim", "v1") => {
+                self.claims.push(typed(&kind, document, unsupported)?);
+            }
             ("RuntimeClass", "node.k8s.io/v1") => {
                 self.runtime_classes
-                    .push(typed(&kind, document, &mut self.unsupported)?);
+                    .push(typed(&kind, document, unsupported)?);
+            }
+            ("Service", "v1") => {
+                let service: Service = typed(&kind, document, unsupported)?;
+                if !service.is_headless() {
+                    unsupported.push("spec.clusterIP other than None".to_owned());
+                }
             }
             _ => {
                 return Err(ManifestError::Kind {
@@ -173,6 +195,11 @@ impl Reader {
         Ok(())
     }
 
+    fn take(&mut self, made: Made) {
+        self.pods.push(made.pod);
+        self.made_claims.extend(made.claims);
+    }
+
     fn finish(self) -> Result<Manifest, ManifestError> {
         let count = self.pods.len();
         let [pod] = <[Pod; 1]>::try_from(self.pods).map_err(|_| ManifestError::Pods(count))?;
@@ -182,7 +209,14 @@ impl Reader {
             return Err(ManifestError::Unsupported(unsupported));
         }
         let visible = |metadata: &ObjectMeta| metadata.namespace() == pod.metadata.namespace();
+        let claims = self
+            .claims
+            .into_iter()
+            .filter(|claim| visible(&claim.metadata))
+            .map(|claim| (claim.metadata.name, claim.spec));
         let objects = Objects {
+            // A claim that is there already is the one that a StatefulSet's pod gets.
+            claims: self.made_claims.into_iter().chain(claims).collect(),
             config_maps: self
                 .config_maps
                 .into_iter()

@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
+use serde_json::Value;
 
 use super::names::{Key, Name};
 use super::pod::ResourceList;
@@ -99,6 +100,33 @@ impl Secret {
             .into_iter()
             .map(|(key, value)| (key, value.into_bytes()));
         binary.chain(text).collect()
+    }
+}
+
+/// A headless Service, which a StatefulSet must name. There are no services here, and nobody to ask
+/// for such names.
+#[derive(Debug, Deserialize)]
+pub(super) struct Service {
+    #[expect(dead_code, reason = "accepted, and without consequence here")]
+    metadata: ObjectMeta,
+    spec: ServiceSpec,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ServiceSpec {
+    #[serde(default, rename = "clusterIP")]
+    cluster_ip: String,
+    #[expect(dead_code, reason = "accepted, and without consequence here")]
+    selector: Option<Value>,
+    #[expect(dead_code, reason = "accepted, and without consequence here")]
+    ports: Option<Value>,
+}
+
+impl Service {
+    /// Whether it has no address of its own.
+    pub(super) fn is_headless(&self) -> bool {
+        self.spec.cluster_ip == "None"
     }
 }
 

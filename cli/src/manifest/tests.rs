@@ -155,6 +155,101 @@ fn other_kinds_and_other_numbers_of_pods_are_refused() {
     ));
 }
 
+const SET: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: pets}
+spec: {clusterIP: None, selector: {app: pet}, ports: [{port: 22}]}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: pet, namespace: zoo}
+spec:
+  serviceName: pets
+  replicas: 1
+  selector: {matchLabels: {app: pet}}
+  template:
+    metadata:
+      labels: {app: pet}
+      annotations: {podvisor.io/boot: machine}
+    spec:
+      runtimeClassName: podvisor
+      containers:
+      - name: machine
+        image: debian
+        stdin: true
+        tty: true
+        volumeDevices: [{name: disk, devicePath: /}]
+  volumeClaimTemplates:
+  - metadata: {name: disk}
+    spec:
+      accessModes: [ReadWriteOnce]
+      volumeMode: Block
+      resources: {requests: {storage: 8Gi}}
+";
+
+#[test]
+fn a_stateful_set_is_its_first_pod_with_its_claims() {
+    let Manifest { pod, objects } = Manifest::parse(SET).unwrap();
+    assert_eq!(pod.metadata.name.as_str(), "pet-0");
+    assert_eq!(pod.metadata.namespace(), "zoo");
+    assert_eq!(pod.metadata.annotations["podvisor.io/boot"], "machine");
+    assert_eq!(pod.metadata.labels["app"], "pet");
+    assert_eq!(
+        pod.metadata.labels["statefulset.kubernetes.io/pod-name"],
+        "pet-0"
+    );
+    let claim = pod.spec.volumes[0].persistent_volume_claim.as_ref();
+    let name = &claim.unwrap().claim_name;
+    assert_eq!(name.as_str(), "disk-pet-0");
+    assert_eq!(objects.claims[name].bytes(), Some(8 << 30));
+    assert_eq!(objects.claims[name].volume_mode, claim::VolumeMode::Block);
+    let device = &pod.spec.containers[0].volume_devices[0];
+    assert_eq!((device.name.as_str(), &*device.device_path), ("disk", "/"));
+}
+
+#[test]
+fn what_only_controllers_do_is_refused() {
+    let more = SET.replace("replicas: 1", "replicas: 3");
+    let error = Manifest::parse(&more).unwrap_err().to_string();
+    assert_eq!(error, "spec.replicas: 3: not supported by podvisor run");
+    let never = SET.replace(
+        "      containers:",
+        "      restartPolicy: Never\n      containers:",
+    );
+    let error = Manifest::parse(&never).unwrap_err().to_string();
+    assert!(error.contains("a StatefulSet takes Always"), "{error}");
+    let service = SET.replace("clusterIP: None, ", "");
+    let error = Manifest::parse(&service).unwrap_err().to_string();
+    assert!(error.contains("spec.clusterIP"), "{error}");
+}
+
+#[test]
+fn a_job_is_its_one_pod() {
+    let job = |policy: &str, more: &str| {
+        format!(
+            "apiVersion: batch/v1\nkind: Job\nmetadata: {{name: build}}\nspec:\n  \
+             {more}\n  template:\n    spec:\n      restartPolicy: {policy}\n      \
+             containers: [{{name: a, image: i}}]\n"
+        )
+    };
+    let pod = Manifest::parse(&job("Never", "backoffLimit: 0"))
+        .unwrap()
+        .pod;
+    assert_eq!(pod.metadata.name.as_str(), "build-0");
+    assert_eq!(pod.spec.restart_policy, RestartPolicy::Never);
+    assert_eq!(pod.metadata.labels["batch.kubernetes.io/job-name"], "build");
+    for (policy, more, part) in [
+        ("Always", "completions: 1", "OnFailure or Never"),
+        ("Never", "backoffLimit: 4", "spec.backoffLimit: 4"),
+        ("Never", "parallelism: 2", "spec.parallelism: 2"),
+        ("Never", "suspend: true", "spec.suspend"),
+    ] {
+        let error = Manifest::parse(&job(policy, more)).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
 #[test]
 fn pull_policies_are_those_of_kubernetes() {
     let text = MINIMAL.replace(

@@ -15,6 +15,44 @@ pub struct Volume {
     pub config_map: Option<ConfigMapVolume>,
     pub secret: Option<SecretVolume>,
     pub projected: Option<ProjectedVolume>,
+    pub persistent_volume_claim: Option<ClaimVolume>,
+}
+
+impl Volume {
+    /// How many sources it names.
+    pub fn sources(&self) -> usize {
+        let given = [
+            self.empty_dir.is_some(),
+            self.host_path.is_some(),
+            self.config_map.is_some(),
+            self.secret.is_some(),
+            self.projected.is_some(),
+            self.persistent_volume_claim.is_some(),
+        ];
+        given.iter().filter(|given| **given).count()
+    }
+
+    /// The volume of a claim.
+    pub(super) fn of_claim(name: Name, claim: ClaimVolume) -> Self {
+        Self {
+            name,
+            empty_dir: None,
+            host_path: None,
+            config_map: None,
+            secret: None,
+            projected: None,
+            persistent_volume_claim: Some(claim),
+        }
+    }
+}
+
+/// Storage that outlives the pod.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimVolume {
+    pub claim_name: Name,
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// A folder that lives as long as its pod.

@@ -54,14 +54,7 @@ impl PodFolder {
         objects: &Objects,
         fs_group: Option<u32>,
     ) -> Result<PathBuf> {
-        let given = [
-            volume.empty_dir.is_some(),
-            volume.host_path.is_some(),
-            volume.config_map.is_some(),
-            volume.secret.is_some(),
-            volume.projected.is_some(),
-        ];
-        if given.iter().filter(|given| **given).count() > 1 {
+        if volume.sources() > 1 {
             bail!("more than one source");
         }
         if let Some(host_path) = &volume.host_path {

@@ -2,11 +2,13 @@
 
 mod atomic_writer;
 mod cgroup;
+mod claims;
 mod class;
 mod containers;
 mod folder;
 mod images;
-mod logs;
+pub mod logs;
+mod loop_device;
 mod machine;
 mod narrator;
 mod pod;
@@ -33,6 +35,7 @@ use pod::Pod;
 use stop::StopSignals;
 use tour::Tour;
 
+pub use claims::ClaimPath;
 pub use narrator::Detail;
 pub use pod::{log_directory, remove_files};
 
@@ -45,6 +48,8 @@ pub struct RunOptions {
     pub address: PathBuf,
     /// Takes the place of the RuntimeClass's.
     pub runtime_handler: Option<String>,
+    /// Places of claims.
+    pub claims: Vec<ClaimPath>,
     /// Remove everything at the end.
     pub remove: bool,
     pub detail: Detail,
@@ -62,7 +67,7 @@ pub async fn run(options: &RunOptions) -> Result<i32> {
         Detail::Tour => Some(Tour::begin()?),
         Detail::Quiet | Detail::Phases => None,
     };
-    let mut pod = Pod::plan(&cri, &manifest, &class)?;
+    let mut pod = Pod::plan(&cri, &manifest, &class, &options.claims)?;
     let metadata = &manifest.pod.metadata;
     let handler = if class.handler.is_empty() {
         "(default)"

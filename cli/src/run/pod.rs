@@ -8,6 +8,7 @@ use futures::future::join_all;
 use podvisor_proto::cri::v1::{ContainerState, PodSandboxConfig};
 
 use super::cgroup::PodCgroup;
+use super::claims::{ClaimPath, Claims};
 use super::class::Class;
 use super::folder::PodFolder;
 use super::machine;
@@ -32,11 +33,17 @@ pub struct Pod<'a> {
     pub sandbox: String,
     folder: PodFolder,
     cgroup: PodCgroup,
+    claims: Claims,
 }
 
 impl<'a> Pod<'a> {
     /// Works out what the pod is to be; nothing is made yet.
-    pub fn plan(cri: &'a Cri, manifest: &'a Manifest, class: &Class) -> Result<Self> {
+    pub fn plan(
+        cri: &'a Cri,
+        manifest: &'a Manifest,
+        class: &Class,
+        claims: &[ClaimPath],
+    ) -> Result<Self> {
         let pod = &manifest.pod;
         let uid = match &pod.metadata.uid {
             Some(uid) => uid.to_string(),
@@ -74,6 +81,7 @@ impl<'a> Pod<'a> {
             sandbox: String::new(),
             folder,
             cgroup,
+            claims: Claims::new(claims),
         })
     }
 
@@ -82,14 +90,16 @@ impl<'a> Pod<'a> {
         let spec = &self.manifest.pod.spec;
         self.folder.create()?;
         for volume in &spec.volumes {
-            let path = self
-                .folder
-                .create_volume(
+            let claim = volume.persistent_volume_claim.as_ref();
+            let path = match claim.filter(|_| volume.sources() == 1) {
+                Some(claim) => self.claims.prepare(&volume.name, claim, self.manifest),
+                None => self.folder.create_volume(
                     volume,
                     &self.manifest.objects,
                     spec.security_context.fs_group,
-                )
-                .with_context(|| format!("volume {}", volume.name))?;
+                ),
+            };
+            let path = path.with_context(|| format!("volume {}", volume.name))?;
             self.context.volumes.insert(volume.name.clone(), path);
         }
         std::fs::create_dir_all(&self.context.log_directory)

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use podvisor_proto::cri::v1::{
-    ContainerConfig, ContainerMetadata, ImageSpec, LinuxContainerConfig, Mount,
+    ContainerConfig, ContainerMetadata, Device, ImageSpec, LinuxContainerConfig, Mount,
     MountPropagation as CriPropagation,
 };
 
@@ -64,6 +64,7 @@ pub fn container_config(
         args: expand(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
         mounts: mounts(&spec.volumes, container, context)?,
+        devices: devices(&spec.volumes, container, context)?,
         labels: labels.into_iter().collect(),
         annotations: [annotation].into(),
         log_path: log_path(&name, attempt),
@@ -91,12 +92,7 @@ fn mounts(
 ) -> Result<Vec<Mount>, TranslateError> {
     let mut mounts = Vec::new();
     for mount in &container.volume_mounts {
-        let Some(path) = context.volumes.get(&mount.name) else {
-            return Err(TranslateError::UnknownVolume {
-                container: container.name.to_string(),
-                volume: mount.name.to_string(),
-            });
-        };
+        let path = place_of(&mount.name, container, context)?;
         let propagation = match mount.mount_propagation {
             MountPropagation::None => CriPropagation::PropagationPrivate,
             MountPropagation::HostToContainer => CriPropagation::PropagationHostToContainer,
@@ -104,8 +100,8 @@ fn mounts(
         };
         mounts.push(Mount {
             container_path: absolute(&mount.mount_path),
-            host_path: path.display().to_string(),
-            readonly: mount.read_only || is_projected(volumes, &mount.name),
+            host_path: path,
+            readonly: mount.read_only || is_read_only(volumes, &mount.name),
             propagation: propagation.into(),
             ..Mount::default()
         });
@@ -123,16 +119,54 @@ fn mounts(
     Ok(mounts)
 }
 
+/// Block volumes, as the kubelet asks for them.
+fn devices(
+    volumes: &[Volume],
+    container: &Container,
+    context: &PodContext,
+) -> Result<Vec<Device>, TranslateError> {
+    let devices = container.volume_devices.iter().map(|device| {
+        let permissions = match is_read_only(volumes, &device.name) {
+            true => "r",
+            false => "mrw",
+        };
+        Ok(Device {
+            container_path: device.device_path.clone(),
+            host_path: place_of(&device.name, container, context)?,
+            permissions: permissions.to_owned(),
+        })
+    });
+    devices.collect()
+}
+
+/// Where a container's volume is on this machine.
+fn place_of(
+    name: &Name,
+    container: &Container,
+    context: &PodContext,
+) -> Result<String, TranslateError> {
+    let path = context.volumes.get(name);
+    let path = path.map(|path| path.display().to_string());
+    path.ok_or_else(|| TranslateError::UnknownVolume {
+        container: container.name.to_string(),
+        volume: name.to_string(),
+    })
+}
+
 /// The kubelet reads a relative mount path from the root.
 fn absolute(path: &str) -> String {
     Path::new("/").join(path).display().to_string()
 }
 
-/// Whether the kubelet writes the volume's content, and lets no container do so.
-fn is_projected(volumes: &[Volume], name: &Name) -> bool {
+/// Whether no container may write: the kubelet writes the volume's content, or it is claimed so.
+fn is_read_only(volumes: &[Volume], name: &Name) -> bool {
     let volume = volumes.iter().find(|volume| volume.name == *name);
     volume.is_some_and(|volume| {
-        volume.config_map.is_some() || volume.secret.is_some() || volume.projected.is_some()
+        let claim = volume.persistent_volume_claim.as_ref();
+        volume.config_map.is_some()
+            || volume.secret.is_some()
+            || volume.projected.is_some()
+            || claim.is_some_and(|claim| claim.read_only)
     })
 }
 
@@ -196,6 +230,38 @@ mod tests {
                 ("/data", "/pods/1/data", true),
                 ("/etc/hosts", "/pods/1/etc-hosts", false)
             ]
+        );
+    }
+
+    #[test]
+    fn block_volumes_are_devices() {
+        let spec = "
+  containers:
+  - name: machine
+    image: debian
+    volumeDevices: [{name: disk, devicePath: /}, {name: data, devicePath: /data}]
+  volumes:
+  - {name: disk, persistentVolumeClaim: {claimName: a}}
+  - {name: data, persistentVolumeClaim: {claimName: b, readOnly: true}}
+";
+        let mut context = context();
+        for (volume, path) in manifest(spec, "")
+            .pod
+            .spec
+            .volumes
+            .iter()
+            .zip(["/dev/loop1", "/dev/loop2"])
+        {
+            context.volumes.insert(volume.name.clone(), path.into());
+        }
+        let devices = config(spec, &context).unwrap().devices;
+        let devices: Vec<_> = devices
+            .iter()
+            .map(|d| (&*d.container_path, &*d.host_path, &*d.permissions))
+            .collect();
+        assert_eq!(
+            devices,
+            [("/", "/dev/loop1", "mrw"), ("/data", "/dev/loop2", "r")]
         );
     }
 
