@@ -4,7 +4,8 @@
 //! One static program, several lives: as PID 1 of such a guest (`boot`, then
 //! `serve`); as a *stage* (`stage`), which is what it re-executes itself as,
 //! single-threaded, to become a container's process; as PID 1 that finds and
-//! starts a machine's own kernel (`boot_stage`).
+//! starts a machine's own kernel (`boot_stage`); as a service of that machine
+//! (`machine`).
 
 mod apparmor;
 mod boot;
@@ -17,6 +18,7 @@ mod events;
 mod forward;
 mod huge_pages;
 mod log;
+mod machine;
 mod memory_volumes;
 mod network;
 mod oci;
@@ -32,24 +34,29 @@ mod sysctl;
 mod volumes;
 
 use std::error::Error;
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::process::ExitCode;
 
+use podvisor_proto::machine::AGENT_ARGUMENT;
 use rustix::process::getpid;
+
+/// Exit status of a program that was started in a way that it does not know.
+const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let started_ns = clock::monotonic_ns();
-    let stage = std::env::args_os()
-        .nth(1)
-        .and_then(|name| CString::new(name.into_vec()).ok());
+    let argument = std::env::args_os().nth(1);
     // Only PID 1 of the guest boots; PID 1 of a container is a stage.
+    let stage = argument
+        .clone()
+        .and_then(|name| CString::new(name.into_vec()).ok());
     if let Some(code) = stage.and_then(|name| stage::run(&name)) {
         return code;
     }
     if !getpid().is_init() {
-        return ExitCode::from(2);
+        return serve_machine(argument, started_ns);
     }
     // What the initial image holds says what this guest is.
     let served = if boot_stage::root_stage::is_one() {
@@ -66,6 +73,14 @@ fn main() -> ExitCode {
         log::last_words(&message);
     }
     ExitCode::FAILURE
+}
+
+fn serve_machine(argument: Option<OsString>, started_ns: u64) -> ExitCode {
+    if argument.is_none_or(|name| name != AGENT_ARGUMENT) {
+        return ExitCode::from(EXIT_USAGE);
+    }
+    log::install();
+    machine::run(started_ns)
 }
 
 fn serve_containers(started_ns: u64) -> Result<(), String> {

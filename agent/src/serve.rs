@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 
 use crate::boot_stage::BootService;
 use crate::clock;
-use crate::container::{Containers, watch_memory};
+use crate::container::{Containers, Streams, watch_memory};
 use crate::forward;
 use crate::reaper::Reaper;
 use crate::service::AgentService;
@@ -27,7 +27,22 @@ pub struct ServeError {
     source: io::Error,
 }
 
-fn failed(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+impl ServeError {
+    /// A step that failed.
+    #[must_use]
+    pub fn new(what: &'static str, source: io::Error) -> Self {
+        Self { what, source }
+    }
+
+    /// What kind of failure it is.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        self.source.kind()
+    }
+}
+
+/// Names a failed step, for `map_err`.
+pub fn failed(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |source| ServeError { what, source }
 }
 
@@ -58,7 +73,12 @@ pub fn run_boot_stage(started_ns: u64, service: BootService) -> Result<(), Serve
     })
 }
 
-fn runtime() -> Result<Runtime, ServeError> {
+/// The one thread's runtime.
+///
+/// # Errors
+///
+/// [`ServeError`].
+pub fn runtime() -> Result<Runtime, ServeError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -81,12 +101,17 @@ async fn serve(started_ns: u64) -> Result<(), ServeError> {
     tokio::select! {
         result = reaper.run(|ended| containers.reaped(ended)) => result.map_err(failed("reap")),
         result = serve_calls(calls, server) => result.map_err(failed("accept calls")),
-        result = serve_streams(streams, &containers) => result.map_err(failed("accept streams")),
+        result = serve_streams(streams, containers.streams.clone()) => result.map_err(failed("accept streams")),
         result = serve_forwards(forwards) => result.map_err(failed("accept forwards")),
     }
 }
 
-async fn send_ready(started_ns: u64, kind: GuestKind) -> io::Result<()> {
+/// Tells the host that this agent serves.
+///
+/// # Errors
+///
+/// What the connection said.
+pub async fn send_ready(started_ns: u64, kind: GuestKind) -> io::Result<()> {
     let ready = Ready {
         protocol_version: PROTOCOL_VERSION,
         build_id: env!("CARGO_PKG_VERSION").to_owned(),
@@ -117,14 +142,24 @@ async fn serve_calls(listener: VsockListener, server: Server) -> io::Result<()> 
     }
 }
 
-async fn serve_streams(listener: VsockListener, containers: &Containers) -> io::Result<()> {
+/// Takes streams for ever.
+///
+/// # Errors
+///
+/// What accepting said.
+pub async fn serve_streams(listener: VsockListener, table: Arc<Streams>) -> io::Result<()> {
     loop {
         let connection = listener.accept().await?;
-        tokio::spawn(streams::accept(containers.streams.clone(), connection));
+        tokio::spawn(streams::accept(table.clone(), connection));
     }
 }
 
-async fn serve_forwards(listener: VsockListener) -> io::Result<()> {
+/// Takes forwarded connections for ever.
+///
+/// # Errors
+///
+/// What accepting said.
+pub async fn serve_forwards(listener: VsockListener) -> io::Result<()> {
     loop {
         let connection = listener.accept().await?;
         tokio::spawn(forward::serve(connection));

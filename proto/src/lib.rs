@@ -11,6 +11,8 @@ pub mod cgroups;
 pub mod containerd;
 #[cfg(feature = "cri")]
 pub mod cri;
+#[cfg(feature = "agent")]
+pub mod machine;
 #[cfg(feature = "quantity")]
 pub mod quantity;
 #[cfg(feature = "ttrpc")]

@@ -13,6 +13,7 @@ use crate::huge_pages::HugePages;
 use crate::oci::{NamespaceKind, Spec, parse_process};
 use crate::stage::CONTAINER_INIT;
 use crate::stage::protocol::StageConfig;
+use crate::sys::clone::INIT_SELF;
 
 impl Containers {
     /// Creates a container, its init prepared up to execve. Returns init's pid
@@ -174,6 +175,7 @@ impl Containers {
         }
         let directory = cgroup.open()?;
         let launch = Launch {
+            program: INIT_SELF,
             stage: CONTAINER_INIT,
             config: StageConfig {
                 spec_json: spec_json.to_vec(),
@@ -185,7 +187,7 @@ impl Containers {
             stdio: tokens
                 .open(&self.streams, stdio.terminal)
                 .map_err(ContainerError::Streams)?,
-            cgroup: directory.as_fd(),
+            cgroup: Some(directory.as_fd()),
             flags,
             pid_namespace_of: joined.map(std::os::fd::AsFd::as_fd),
             container: None,

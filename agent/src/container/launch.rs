@@ -40,14 +40,16 @@ fn start(what: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
 
 /// What a stage is started with.
 pub struct Launch<'a> {
+    /// The agent's own file.
+    pub program: &'static std::ffi::CStr,
     /// Which stage.
     pub stage: &'static std::ffi::CStr,
     /// What it needs to know.
     pub config: StageConfig,
     /// Its descriptors 0, 1 and 2.
     pub stdio: [OwnedFd; 3],
-    /// Directory of its cgroup.
-    pub cgroup: BorrowedFd<'a>,
+    /// Directory of its cgroup; none for the agent's own.
+    pub cgroup: Option<BorrowedFd<'a>>,
     /// CLONE_NEW* flags.
     pub flags: u64,
     /// A process in whose pid namespace it is born; none for a new one (with
@@ -95,9 +97,10 @@ impl Launch<'_> {
         ];
         descriptors.extend(self.container);
         let request = Spawn {
+            program: self.program,
             stage: self.stage,
             descriptors: &descriptors,
-            cgroup: Some(self.cgroup),
+            cgroup: self.cgroup,
             flags: self.flags,
         };
         let spawned = match self.pid_namespace_of {

@@ -22,11 +22,10 @@ use crate::events::EventLog;
 use crate::huge_pages::{HugePageError, HugePages};
 use crate::oci::OciError;
 
-pub use launch::LaunchError;
+pub use launch::{Handshake, Launch, LaunchError};
 use oom::OomWatch;
 pub use oom::watch as watch_memory;
-use process::Process;
-pub use process::Streams;
+pub use process::{Phase, Process, ProcessStreams, Streams};
 
 /// Longest container or exec id; containerd's are at most 76.
 const MAX_ID: usize = 128;
@@ -195,7 +194,12 @@ impl Containers {
     }
 }
 
-fn check_id(id: &str) -> Result<(), ContainerError> {
+/// Checks a container's or exec's id.
+///
+/// # Errors
+///
+/// [`ContainerError::Malformed`] for an empty or overlong one.
+pub fn check_id(id: &str) -> Result<(), ContainerError> {
     if id.is_empty() || id.len() > MAX_ID {
         return Err(ContainerError::Malformed("an id is empty or too long"));
     }

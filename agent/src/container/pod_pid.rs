@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::Containers;
 use crate::stage::POD_INIT;
-use crate::sys::clone::{Spawn, spawn};
+use crate::sys::clone::{INIT_SELF, Spawn, spawn};
 
 /// The namespace, by its init.
 #[derive(Debug)]
@@ -29,6 +29,7 @@ impl Containers {
         let null = rustix::fs::open("/dev/null", flags, Mode::empty())?;
         let null = std::os::fd::AsFd::as_fd(&null);
         let spawned = spawn(&Spawn {
+            program: INIT_SELF,
             stage: POD_INIT,
             descriptors: &[null, null, null],
             cgroup: None,

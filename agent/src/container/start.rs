@@ -9,6 +9,7 @@ use super::process::Phase;
 use super::{ContainerError, Containers, ProcessKey};
 use crate::stage::CONTAINER_EXEC;
 use crate::stage::protocol::StageConfig;
+use crate::sys::clone::INIT_SELF;
 
 /// How long the streams of a process may take to be connected.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -131,6 +132,7 @@ impl Containers {
         let stdio = exec.process.tokens.open(&self.streams, exec.terminal);
         let init: &Arc<OwnedFd> = &init;
         let launched = Launch {
+            program: INIT_SELF,
             stage: CONTAINER_EXEC,
             config: StageConfig {
                 spec_json: container.spec_json.clone(),
@@ -140,7 +142,7 @@ impl Containers {
                 columns: exec.process.size.1,
             },
             stdio: stdio.map_err(ContainerError::Streams)?,
-            cgroup: directory.as_fd(),
+            cgroup: Some(directory.as_fd()),
             flags: 0,
             // Init is in the right namespace whether it is its own or the pod's.
             pid_namespace_of: Some(init.as_fd()),

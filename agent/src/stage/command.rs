@@ -16,8 +16,16 @@ const MAX_PASSWD: u64 = 1 << 20;
 /// A process ready to be executed.
 pub struct Command {
     process: Process,
-    filter: Option<Filter>,
+    confinement: Confinement,
     environment: Vec<CString>,
+}
+
+/// What a process may do beside what its user may.
+enum Confinement {
+    /// What the container's specification says, with its system call filter.
+    Container(Option<Filter>),
+    /// Whatever its user may.
+    None,
 }
 
 impl Command {
@@ -27,6 +35,19 @@ impl Command {
     ///
     /// [`StageError::Step`] when the working directory cannot be entered.
     pub fn new(process: Process, filter: Option<Filter>) -> Result<Self, StageError> {
+        Self::confined(process, Confinement::Container(filter))
+    }
+
+    /// A process that is not confined.
+    ///
+    /// # Errors
+    ///
+    /// As [`Command::new`].
+    pub fn of_machine(process: Process) -> Result<Self, StageError> {
+        Self::confined(process, Confinement::None)
+    }
+
+    fn confined(process: Process, confinement: Confinement) -> Result<Self, StageError> {
         let cwd = process.cwd.as_str();
         rustix::process::chdir(cwd)
             .map_err(StageError::step(format!("enter process.cwd {cwd}")))?;
@@ -41,7 +62,7 @@ impl Command {
         let environment = environment(&process)?;
         Ok(Self {
             process,
-            filter,
+            confinement,
             environment,
         })
     }
@@ -57,7 +78,10 @@ impl Command {
         let name = self.process.args.first().map_or("", String::as_str);
         let path = variable(&self.process.env, "PATH").unwrap_or_default();
         let candidates = candidates(name, path);
-        security::apply(&self.process, self.filter.as_ref())?;
+        match &self.confinement {
+            Confinement::Container(filter) => security::apply(&self.process, filter.as_ref())?,
+            Confinement::None => security::become_machine_user(&self.process)?,
+        }
         crate::sys::signal::restore_defaults();
         let mut failure = Failure::default();
         for candidate in &candidates {

@@ -9,6 +9,7 @@ mod command;
 mod devices;
 mod exec;
 mod init;
+mod machine;
 mod mount_options;
 mod mounts;
 mod pod_init;
@@ -35,6 +36,8 @@ use protocol::{Control, FailureKind, StageConfig};
 pub const CONTAINER_INIT: &CStr = c"container-init";
 /// First argument of the stage that becomes an additional process.
 pub const CONTAINER_EXEC: &CStr = c"container-exec";
+/// First argument of the stage that becomes a process of a machine.
+pub const MACHINE_EXEC: &CStr = c"machine-exec";
 /// First argument of the process that holds the pod's shared pid namespace.
 pub const POD_INIT: &CStr = c"pod-init";
 
@@ -100,6 +103,7 @@ pub fn run(name: &CStr) -> Option<ExitCode> {
     let prepare: Prepare = match name {
         name if name == CONTAINER_INIT => init::prepare,
         name if name == CONTAINER_EXEC => exec::prepare,
+        name if name == MACHINE_EXEC => machine::prepare,
         name if name == POD_INIT => {
             forbid_inspection();
             return Some(pod_init::run());

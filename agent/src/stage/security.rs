@@ -131,6 +131,23 @@ pub fn apply(process: &Process, filter: Option<&super::seccomp::Filter>) -> Resu
     }
 }
 
+/// Becomes a user of a machine, as a login does: root keeps all that it can do, others lose it.
+///
+/// # Errors
+///
+/// [`StageError`] with the setting.
+pub fn become_machine_user(process: &Process) -> Result<(), StageError> {
+    own_pipes(process.user.uid);
+    let umask = process.user.umask.unwrap_or(DEFAULT_UMASK) & 0o777;
+    rustix::process::umask(Mode::from_raw_mode(umask));
+    set_groups(process)?;
+    let user = &process.user;
+    set_ids(user.uid, user.gid).map_err(StageError::step(format!(
+        "become user {}:{}",
+        user.uid, user.gid
+    )))
+}
+
 /// Gives the standard streams that are pipes to the user, who may then open them again by name
 /// (`/dev/stdout`). Where that fails, as in a user namespace without the pipes' owner, they still
 /// work as they are.
@@ -151,19 +168,24 @@ fn own_pipes(uid: u32) {
 
 fn become_user(process: &Process) -> Result<(), StageError> {
     let user = &process.user;
-    let groups: Vec<_> = user
-        .additional_gids
-        .iter()
-        .map(|gid| rustix::fs::Gid::from_raw(*gid))
-        .collect();
-    rustix::thread::set_thread_groups(&groups)
-        .map_err(StageError::step("set process.user.additionalGids"))?;
+    set_groups(process)?;
     rustix::thread::set_keep_capabilities(true).map_err(StageError::step("keep capabilities"))?;
     set_ids(user.uid, user.gid).map_err(StageError::step(format!(
         "become user {}:{}",
         user.uid, user.gid
     )))?;
     rustix::thread::set_keep_capabilities(false).map_err(StageError::step("keep capabilities"))
+}
+
+fn set_groups(process: &Process) -> Result<(), StageError> {
+    let groups: Vec<_> = process
+        .user
+        .additional_gids
+        .iter()
+        .map(|gid| rustix::fs::Gid::from_raw(*gid))
+        .collect();
+    rustix::thread::set_thread_groups(&groups)
+        .map_err(StageError::step("set process.user.additionalGids"))
 }
 
 /// All four ids of this only thread.

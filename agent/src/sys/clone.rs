@@ -7,9 +7,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::Pid;
 
-/// The agent's own file, on a mount that is read-only: a container that finds a
-/// stage's /proc/PID/exe cannot write through it.
-const SELF_PATH: &CStr = c"/init";
+/// The agent's own file in a container pod's guest, on a mount that is read-only: a container
+/// that finds a stage's /proc/PID/exe cannot write through it.
+pub const INIT_SELF: &CStr = c"/init";
+/// The agent's own file wherever it lies: in a machine.
+pub const ANY_SELF: &CStr = c"/proc/self/exe";
 /// CLONE_INTO_CGROUP (linux/sched.h); libc's constant does not fit its type.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Descriptors are first moved above the ones that the stage expects.
@@ -19,6 +21,8 @@ const CONTROL_FD: RawFd = 3;
 
 /// What a stage is started with.
 pub struct Spawn<'a> {
+    /// The agent's own file.
+    pub program: &'static CStr,
     /// First argument: which stage.
     pub stage: &'static CStr,
     /// Descriptors that become 0, 1, 2, … of the stage; the fourth is its control socket.
@@ -75,7 +79,7 @@ pub fn spawn(request: &Spawn<'_>) -> io::Result<Spawned> {
     };
     match result {
         -1 => Err(io::Error::last_os_error()),
-        0 => become_stage(request.stage, &descriptors, wait_for_maps),
+        0 => become_stage(request, &descriptors, wait_for_maps),
         pid => {
             // SAFETY: the kernel stored a new descriptor that nobody else owns.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
@@ -94,7 +98,7 @@ fn flag(value: i32) -> u64 {
 }
 
 /// The child: arranges descriptors and becomes the stage.
-fn become_stage(stage: &CStr, descriptors: &[RawFd], wait_for_maps: bool) -> ! {
+fn become_stage(request: &Spawn<'_>, descriptors: &[RawFd], wait_for_maps: bool) -> ! {
     for (target, source) in (0..).zip(descriptors) {
         // SAFETY: plain system call on integers.
         unsafe { libc::dup2(*source, target) };
@@ -110,10 +114,11 @@ fn become_stage(stage: &CStr, descriptors: &[RawFd], wait_for_maps: bool) -> ! {
             unsafe { libc::syscall(libc::SYS_setresuid, 0, 0, 0) };
         }
     }
-    let argv = [SELF_PATH.as_ptr(), stage.as_ptr(), std::ptr::null()];
+    let Spawn { program, stage, .. } = request;
+    let argv = [program.as_ptr(), stage.as_ptr(), std::ptr::null()];
     let environment = [std::ptr::null()];
     // SAFETY: both vectors are NULL-terminated arrays of C strings that live here.
-    unsafe { libc::execve(SELF_PATH.as_ptr(), argv.as_ptr(), environment.as_ptr()) };
+    unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), environment.as_ptr()) };
     // SAFETY: ends this process without running anything of the parent's copy.
     unsafe { libc::_exit(127) }
 }

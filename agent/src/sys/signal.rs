@@ -43,6 +43,22 @@ pub fn send_to_pid(pid: u32, signal: u32) -> io::Result<()> {
     }
 }
 
+/// Sends `signal` to the process group that `leader` leads.
+///
+/// # Errors
+///
+/// As [`send`].
+pub fn send_to_group(leader: u32, signal: u32) -> io::Result<()> {
+    let group = -i64::from(leader);
+    // SAFETY: plain system call on integers.
+    let result = unsafe { libc::syscall(libc::SYS_kill, group, signal) };
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 /// Blocks SIGCHLD and returns a non-blocking descriptor that becomes readable
 /// when a child changed state (signalfd(2)).
 ///

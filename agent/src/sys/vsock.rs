@@ -16,6 +16,8 @@ use super::poll::{self, PolledFd};
 const CID_HOST: u32 = 2;
 /// Any context id (VMADDR_CID_ANY).
 const CID_ANY: u32 = u32::MAX;
+/// IOCTL_VM_SOCKETS_GET_LOCAL_CID (linux/vm_sockets.h)
+const GET_LOCAL_CID: libc::c_ulong = 0x7b9;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
 
@@ -57,6 +59,28 @@ fn socket() -> io::Result<OwnedFd> {
         flags,
         None,
     )?)
+}
+
+/// Whether this kernel has AF_VSOCK.
+///
+/// # Errors
+///
+/// What socket(2) said when it has not.
+pub fn probe() -> io::Result<()> {
+    socket().map(drop)
+}
+
+/// Whether AF_VSOCK leads to a host.
+#[must_use]
+pub fn has_host_transport() -> bool {
+    use std::os::fd::AsRawFd as _;
+    let Ok(device) = std::fs::File::open("/dev/vsock") else {
+        return false;
+    };
+    let mut cid = CID_ANY;
+    // SAFETY: the kernel writes one u32 into `cid`.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), GET_LOCAL_CID, &raw mut cid) };
+    result == 0 && cid != CID_ANY
 }
 
 /// A listening socket that takes connections from the host alone.
