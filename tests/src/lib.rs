@@ -17,6 +17,7 @@ pub mod pod;
 pub mod registry;
 pub mod streaming;
 pub mod task;
+pub mod vsock;
 pub mod wait;
 
 pub use cni::PodNetworks;

@@ -188,6 +188,7 @@ impl Interpreter<'_> {
         match self.locate(path) {
             Some(file) => {
                 self.loaded.kernel = Some(file);
+                let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
                 self.loaded.args = words.join(" ");
                 self.loaded.initrds.clear();
                 self.loaded.refused = None;
@@ -213,5 +214,14 @@ impl Interpreter<'_> {
             }
         }
         Ok(true)
+    }
+}
+
+/// A word as the kernel reads it: white space is held together by double quotes.
+fn quoted(word: &str) -> String {
+    if word.contains(char::is_whitespace) {
+        format!("\"{word}\"")
+    } else {
+        word.to_owned()
     }
 }

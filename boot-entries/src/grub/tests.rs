@@ -176,9 +176,9 @@ fn words_are_quoted_joined_and_split_as_grub_does() {
         ))
     };
     assert_eq!(line("$two"), "a b");
-    assert_eq!(line("\"$two\""), "a  b");
+    assert_eq!(line("\"$two\""), "\"a  b\"");
     assert_eq!(line("'$two'"), "$two");
-    assert_eq!(line("pre$two\\ post"), "prea b post");
+    assert_eq!(line("pre$two\\ post"), "prea \"b post\"");
     assert_eq!(line("x${none}y # comment"), "xy");
     assert_eq!(line("\"a\\\"b\" \\\n c"), "a\"b c");
     assert_eq!(line("$none"), "");

@@ -1,5 +1,7 @@
 //! Machines without a pod: what the VMM alone promises.
 
+mod boot_disk;
+mod boot_stage;
 mod cards;
 mod ends;
 mod guest;
@@ -12,6 +14,7 @@ use crate::case::{Case, Tier};
 pub fn cases() -> Vec<Case> {
     [
         machines::cases(),
+        boot_stage::cases(),
         shapes::cases(),
         cards::cases(),
         ends::cases(),

@@ -1,0 +1,125 @@
+//! Disks of small machines: our kernel, busybox, and a boot configuration of one kind or another.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+const BUSYBOX: &str = "/bin/busybox";
+const SECTOR: u64 = 512;
+/// Where the only partition begins, in sectors.
+const FIRST: u32 = 2048;
+/// Length of the partition: the kernel has 6 MiB, its copies in other files as much.
+const MIB: u64 = 48;
+/// UUID of the file system.
+pub const UUID: &str = "0b0e7d15-0000-4000-8000-000000000001";
+/// The machine's init: it says which boot configuration led to it.
+const INIT: &str = "#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t devtmpfs dev /dev
+exec > /dev/kmsg 2>&1
+echo \"machine: $(/bin/busybox cat /proc/cmdline)\"
+/bin/busybox poweroff -f
+";
+
+/// What a machine's root has beside kernel and init.
+#[derive(Default)]
+pub struct Layout<'a> {
+    pub files: &'a [(&'a str, &'a [u8])],
+    pub without_kernel: bool,
+}
+
+pub fn bzimage() -> Result<Vec<u8>> {
+    let path = std::env::var_os("PODVISOR_BZIMAGE").context("PODVISOR_BZIMAGE names no kernel")?;
+    Ok(fs::read(PathBuf::from(path))?)
+}
+
+/// Writes a disk with one ext4 partition.
+pub fn write(folder: &Path, name: &str, layout: &Layout<'_>) -> Result<PathBuf> {
+    let tree = folder.join(format!("{name}-tree"));
+    for folder in ["bin", "boot", "dev", "proc", "sbin"] {
+        fs::create_dir_all(tree.join(folder))?;
+    }
+    fs::copy(BUSYBOX, tree.join("bin/busybox"))?;
+    write_program(&tree.join("sbin/init"), INIT)?;
+    if !layout.without_kernel {
+        fs::write(tree.join("boot/vmlinuz-6"), bzimage()?)?;
+        symlink("boot/vmlinuz-6", tree.join("vmlinuz"))?;
+    }
+    for (path, content) in layout.files {
+        let path = tree.join(path);
+        fs::create_dir_all(path.parent().context("a path without a folder")?)?;
+        fs::write(path, content)?;
+    }
+    let disk = folder.join(name);
+    partitioned(&disk)?;
+    let offset = u64::from(FIRST) * SECTOR;
+    let made = Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-L", "root", "-U", UUID, "-d"])
+        .arg(&tree)
+        .args(["-E", &format!("offset={offset}")])
+        .arg(&disk)
+        .arg(format!("{MIB}M"))
+        .status()?;
+    ensure!(made.success(), "mke2fs: {made}");
+    Ok(disk)
+}
+
+fn write_program(path: &Path, text: &str) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::write(path, text)?;
+    Ok(fs::set_permissions(
+        path,
+        fs::Permissions::from_mode(0o755),
+    )?)
+}
+
+/// A disk with a master boot record of one Linux partition.
+fn partitioned(path: &Path) -> Result<()> {
+    let file = File::create(path)?;
+    let len = u32::try_from(MIB * (1 << 20) / SECTOR)?;
+    file.set_len((u64::from(FIRST) + u64::from(len)) * SECTOR)?;
+    let mut record = [0_u8; 66];
+    // Type, first sector and length of the first entry; the signature.
+    record
+        .get_mut(4)
+        .map(|kind| *kind = 0x83)
+        .context("no entry")?;
+    for (at, value) in [(8, FIRST), (12, len)] {
+        let field = record.get_mut(at..at + 4).context("no field")?;
+        field.copy_from_slice(&value.to_le_bytes());
+    }
+    let signature = record.get_mut(64..).context("no signature")?;
+    signature.copy_from_slice(&[0x55, 0xaa]);
+    Ok(file.write_all_at(&record, 446)?)
+}
+
+/// A PE file of these sections, as unified kernel images are.
+pub fn unified(sections: &[(&str, &[u8])]) -> Result<Vec<u8>> {
+    const SECTION_LEN: usize = 40;
+    let mut file = b"MZ".to_vec();
+    file.resize(0x3c, 0);
+    file.extend(0x40_u32.to_le_bytes());
+    file.extend(b"PE\0\0\x64\x86");
+    file.extend(u16::try_from(sections.len())?.to_le_bytes());
+    file.resize(file.len() + 16, 0);
+    let mut offset = file.len() + sections.len() * SECTION_LEN;
+    for (name, content) in sections {
+        let len = u32::try_from(content.len())?;
+        let mut header = name.as_bytes().to_vec();
+        header.resize(8, 0);
+        for field in [len, 0, len, u32::try_from(offset)?] {
+            header.extend(field.to_le_bytes());
+        }
+        header.resize(SECTION_LEN, 0);
+        file.extend(header);
+        offset += content.len();
+    }
+    for (_, content) in sections {
+        file.extend(*content);
+    }
+    Ok(file)
+}
