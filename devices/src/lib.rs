@@ -13,6 +13,7 @@ pub mod net;
 pub mod pci;
 pub mod virtio;
 pub mod vsock;
+pub mod watchdog;
 
 use std::sync::Arc;
 

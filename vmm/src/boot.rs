@@ -75,7 +75,9 @@ impl BootSource {
 pub(crate) fn acpi_config(config: &VmConfig) -> AcpiConfig {
     AcpiConfig {
         processors: (&config.processors).into(),
-        has_pci: !config.devices.is_empty() || config.hot_memory.is_some(),
+        has_pci: !config.devices.is_empty()
+            || config.hot_memory.is_some()
+            || config.watchdog.is_some(),
         has_serial: config.console == Console::Terminal,
         has_button: config.power_button,
         has_generation: config.generation_id.is_some(),

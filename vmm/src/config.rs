@@ -1,6 +1,8 @@
 //! What a machine is made of, in types that cannot hold a wrong value.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use podvisor_devices::console::{ConsoleTap, Terminal};
 use podvisor_devices::event_loop::EventLoop;
@@ -50,8 +52,20 @@ pub struct VmConfig {
     pub power_button: bool,
     /// What a reset of the guest leads to.
     pub on_reset: ResetPolicy,
-    /// PCI devices; the one at index `i` becomes device `i + 1` of bus 0.
+    /// Resets the machine when its guest has started the watchdog and does not come back to it.
+    pub watchdog: Option<WatchdogConfig>,
+    /// PCI devices. Those without an address get the lowest free ones, in order.
     pub devices: Vec<DeviceSlot>,
+}
+
+/// A watchdog for the guest (Intel 6300ESB).
+pub struct WatchdogConfig {
+    /// How long the guest may stay away at most, whatever it asks for.
+    pub limit: Duration,
+    /// Where it is on the bus, if that matters.
+    pub address: Option<PciSlot>,
+    /// Its clock runs here.
+    pub io: EventLoop,
 }
 
 /// Memory that a guest gets and gives back while it runs (virtio-mem).
@@ -69,9 +83,56 @@ pub type ConsoleOutput = ConsoleTap;
 pub struct DeviceSlot {
     /// What errors and logs call it.
     pub name: String,
+    /// Where it is on the bus, if that matters.
+    pub address: Option<PciSlot>,
     /// The device behind the transport.
     pub device: Box<dyn VirtioDevice>,
 }
+
+impl DeviceSlot {
+    /// `device` wherever there is room.
+    pub fn new(name: impl Into<String>, device: impl VirtioDevice + 'static) -> Self {
+        Self {
+            name: name.into(),
+            address: None,
+            device: Box::new(device),
+        }
+    }
+}
+
+/// A place on PCI bus 0: a device number. Number 0 is the host bridge's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PciSlot(u8);
+
+impl PciSlot {
+    /// The largest device number.
+    pub const MAX: u8 = 31;
+
+    /// The device number.
+    #[must_use]
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl fmt::Display for PciSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl TryFrom<u32> for PciSlot {
+    type Error = ConfigError;
+
+    fn try_from(number: u32) -> Result<Self, ConfigError> {
+        match u8::try_from(number) {
+            Ok(small @ 1..=Self::MAX) => Ok(Self(small)),
+            _ => Err(ConfigError::PciSlot(number)),
+        }
+    }
+}
+
+const _: () = assert!(PciSlot::MAX as usize == arch::layout::PCI_MAX_DEVICES);
 
 /// Where the guest's first serial port leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +161,9 @@ pub enum ResetPolicy {
 /// A value that no machine can have.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
+    /// Not a place on the bus.
+    #[error("PCI slot {0}: there are 1 to {max}", max = PciSlot::MAX)]
+    PciSlot(u32),
     /// Not a number of processors a machine can have.
     #[error("{0} vCPUs: a machine has 1 to {max}", max = Vcpus::MAX)]
     Vcpus(u32),

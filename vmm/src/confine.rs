@@ -70,12 +70,13 @@ const RUNTIME: &[i64] = &[
 /// Activation and reset take descriptors on and off the loops of other threads.
 const VCPU: &[i64] = &[libc::SYS_epoll_ctl];
 
-/// The event loop, and packets through a tap.
+/// The event loop, packets through a tap, and the timers of limited rates and of the watchdog.
 const IO: &[i64] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_wait,
     libc::SYS_readv,
+    libc::SYS_timerfd_settime,
 ];
 
 /// The event loop, io_uring or what stands in for it, an image's metadata, and the timer of

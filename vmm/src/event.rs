@@ -27,6 +27,8 @@ pub enum RestartCause {
     Guest,
     /// A processor faulted while it handled a double fault.
     TripleFault,
+    /// The guest did not come back to its watchdog in time.
+    Watchdog,
     /// The owner wanted it.
     Owner,
 }
@@ -37,6 +39,7 @@ impl From<RestartCause> for EndReason {
         match cause {
             RestartCause::Guest => Self::Reset,
             RestartCause::TripleFault => Self::TripleFault,
+            RestartCause::Watchdog => Self::Watchdog,
             RestartCause::Owner => Self::Killed,
         }
     }
@@ -57,6 +60,8 @@ pub enum EndReason {
     /// A processor faulted while it handled a double fault; a kernel without panic output
     /// resets like this, too.
     TripleFault,
+    /// The guest did not come back to its watchdog in time.
+    Watchdog,
     /// KVM cannot go on with a processor.
     KvmError {
         /// What KVM said.
@@ -90,6 +95,7 @@ impl fmt::Display for EndReason {
             Self::Reset => f.write_str("the guest asked for a reset"),
             Self::GuestPanic { message } => write!(f, "the guest's kernel panicked: {message}"),
             Self::TripleFault => f.write_str("the guest reset itself by a triple fault"),
+            Self::Watchdog => f.write_str("the guest's watchdog expired"),
             Self::KvmError { cause } => write!(f, "KVM cannot run the guest: {cause}"),
             Self::DeviceFailed { device, cause } => write!(f, "device {device} failed: {cause}"),
             Self::RestartFailed { cause } => write!(f, "the guest cannot be restarted: {cause}"),

@@ -29,8 +29,8 @@ mod timeline;
 mod vcpu;
 
 pub use config::{
-    ConfigError, Console, ConsoleOutput, DeviceSlot, HotMemory, KernelArgs, MemorySize,
-    ResetPolicy, Vcpus, VmConfig,
+    ConfigError, Console, ConsoleOutput, DeviceSlot, HotMemory, KernelArgs, MemorySize, PciSlot,
+    ResetPolicy, Vcpus, VmConfig, WatchdogConfig,
 };
 pub use confine::{ThreadKind, spawn_io_loop};
 pub use event::{EndReason, EventSink, RestartCause, VmEvent};

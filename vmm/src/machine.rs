@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use kvm_ioctls::{Kvm, VmFd};
+use podvisor_devices::console::Terminal;
 use podvisor_devices::interrupt::MsiSink;
 use podvisor_devices::legacy::MachineEvent;
+use podvisor_devices::watchdog::{OnExpiry, Watchdog};
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryError};
 
@@ -15,12 +17,12 @@ use crate::arch::irqchip::KvmMsi;
 use crate::arch::loader::LoadError;
 use crate::arch::{entry, irqchip, msrs};
 use crate::boot::{BootSource, acpi_config};
-use crate::config::{ResetPolicy, VmConfig};
+use crate::config::{ResetPolicy, VmConfig, WatchdogConfig};
 use crate::event::{EndReason, EventSink, RestartCause};
 use crate::exit::Buses;
 use crate::host::{self, HostError};
 use crate::memory::{GuestRam, MemoryError, RamPlan};
-use crate::pci::{OnFailure, PciDevices, PciError, Wiring};
+use crate::pci::{OnFailure, PciDevices, PciError, PlainSlot, Wiring};
 use crate::platform::{Platform, PlatformConfig, PlatformError};
 use crate::plugged_memory::{self, PluggedMemory};
 use crate::processors::Processors;
@@ -239,7 +241,12 @@ impl Parts {
         let memory = hot.map(|hot| PluggedMemory::new(config.memory, hot, &ram));
         let (memory, slot) = memory.transpose()?.unzip();
         config.devices.extend(slot);
-        let pci = PciDevices::place(config.devices, wiring, &on_failure)?;
+        let watchdog = config.watchdog.map(|watchdog| {
+            let on_expiry = on_expiry(&control, &threads, platform.terminal());
+            watchdog_slot(watchdog, Box::new(on_expiry))
+        });
+        let plain = watchdog.into_iter().collect();
+        let pci = PciDevices::place(config.devices, plain, wiring, &on_failure)?;
         timeline.done("devices_placed");
         let events = Arc::new(events);
         Ok(Self {
@@ -335,6 +342,35 @@ fn on_request(
         if let Some(threads) = threads.upgrade() {
             threads.kick();
         }
+    }
+}
+
+/// What the console says before a reset that the guest has not asked for.
+const EXPIRED: &str = "\r\npodvisor: the guest did not come back to its watchdog, it is reset\r\n";
+
+/// Resets the machine, or ends it, when its watchdog expires.
+fn on_expiry(
+    control: &Arc<Control>,
+    threads: &Arc<VcpuThreads>,
+    terminal: &Terminal,
+) -> impl Fn() + Send + Sync + 'static {
+    let (control, threads) = (Arc::clone(control), Arc::downgrade(threads));
+    let terminal = terminal.clone();
+    move || {
+        terminal.force(EXPIRED.as_bytes());
+        control.order_reset(RestartCause::Watchdog);
+        if let Some(threads) = threads.upgrade() {
+            threads.kick();
+        }
+    }
+}
+
+fn watchdog_slot(config: WatchdogConfig, on_expiry: OnExpiry) -> PlainSlot {
+    let WatchdogConfig { limit, address, io } = config;
+    PlainSlot {
+        name: "watchdog",
+        address,
+        make: Box::new(move |bar| Ok(Arc::new(Watchdog::new(limit, io, bar, on_expiry)?))),
     }
 }
 

@@ -76,10 +76,7 @@ impl PluggedMemory {
             block_len: BLOCK_LEN,
         };
         let (device, control) = Mem::new(region, hot.io);
-        let slot = DeviceSlot {
-            name: SLOT.to_owned(),
-            device: Box::new(device),
-        };
+        let slot = DeviceSlot::new(SLOT, device);
         let plugged = Self {
             control,
             min: memory,

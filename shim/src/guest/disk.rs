@@ -74,6 +74,7 @@ pub(super) fn slot(disk: Disk) -> Result<DeviceSlot, DiskError> {
     let device = Block::new(config, backend, thread).map_err(failed(&name))?;
     Ok(DeviceSlot {
         name,
+        address: None,
         device: Box::new(device),
     })
 }

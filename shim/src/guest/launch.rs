@@ -61,6 +61,7 @@ impl Launcher for KvmLauncher {
         for nic in plan.nics {
             devices.push(DeviceSlot {
                 name: nic.name.clone(),
+                address: None,
                 device: Box::new(card(nic, io.clone())?),
             });
         }
@@ -85,6 +86,7 @@ impl Launcher for KvmLauncher {
             console_output: None,
             power_button: false,
             on_reset: ResetPolicy::End,
+            watchdog: None,
             devices,
         };
         let start = |source| LaunchError::Start {
@@ -135,6 +137,7 @@ fn device<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
 fn slot(name: &str, device: impl VirtioDevice + 'static) -> DeviceSlot {
     DeviceSlot {
         name: name.to_owned(),
+        address: None,
         device: Box::new(device),
     }
 }

@@ -34,6 +34,7 @@ fn card(tap: &Arc<Tap>, with_vhost: bool) -> Result<Vec<DeviceSlot>> {
     }
     Ok(vec![DeviceSlot {
         name: "net".to_owned(),
+        address: None,
         device: Box::new(card),
     }])
 }

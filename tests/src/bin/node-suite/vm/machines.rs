@@ -103,18 +103,22 @@ pub(super) fn some_devices(disk: &std::path::Path) -> Result<Vec<DeviceSlot>> {
     Ok(vec![
         DeviceSlot {
             name: "rng".to_owned(),
+            address: None,
             device: Box::new(rng),
         },
         DeviceSlot {
             name: "balloon".to_owned(),
+            address: None,
             device: Box::new(balloon),
         },
         DeviceSlot {
             name: "vsock".to_owned(),
+            address: None,
             device: Box::new(vsock),
         },
         DeviceSlot {
             name: "disk".to_owned(),
+            address: None,
             device: Box::new(block),
         },
     ])

@@ -3,6 +3,7 @@
 mod boot_disk;
 mod boot_stage;
 mod cards;
+mod consoles;
 mod ends;
 mod guest;
 mod machines;
@@ -17,6 +18,7 @@ pub fn cases() -> Vec<Case> {
         boot_stage::cases(),
         shapes::cases(),
         cards::cases(),
+        consoles::cases(),
         ends::cases(),
         restarts::cases(),
     ]

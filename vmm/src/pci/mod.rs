@@ -1,4 +1,7 @@
-//! Places virtio devices on the PCI bus and wires them to KVM.
+//! Places devices on the PCI bus and wires them to KVM.
+
+mod seat;
+mod slots;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,14 +11,15 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use podvisor_devices::GuestMemory;
 use podvisor_devices::bus::BusError;
 use podvisor_devices::interrupt::MsiSink;
-use podvisor_devices::pci::PciRoot;
 use podvisor_devices::pci::root::SlotError;
+use podvisor_devices::pci::{PciDevice, PciRoot};
 use podvisor_devices::virtio::pci::{BAR_LEN, VirtioPciDevice};
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::seat::Seat;
 use crate::arch::layout;
-use crate::config::DeviceSlot;
+use crate::config::{DeviceSlot, PciSlot};
 use crate::exit::Buses;
 use crate::state::{DeviceState, StateError};
 
@@ -60,6 +64,16 @@ pub enum PciError {
     /// The machine was built without PCI devices, and so without a bus for more.
     #[error("the machine has no PCI bus")]
     NoBus,
+    /// Two devices are to be in the same place.
+    #[error("devices {first} and {second} both want PCI slot {slot}")]
+    Collision {
+        /// Which place.
+        slot: PciSlot,
+        /// Name of one's slot.
+        first: String,
+        /// Name of the other's.
+        second: String,
+    },
     /// All slots of the bus are taken.
     #[error("all {max} PCI slots are taken", max = layout::PCI_MAX_DEVICES)]
     Full,
@@ -90,10 +104,25 @@ pub(crate) struct Wiring {
     pub buses: Arc<Buses>,
 }
 
+/// A device that is no virtio device.
+pub(crate) struct PlainSlot {
+    /// What errors and logs call it.
+    pub name: &'static str,
+    /// Where it is to be on the bus, if that matters.
+    pub address: Option<PciSlot>,
+    /// Makes it, with its BAR at an address.
+    pub make: Box<dyn FnOnce(u64) -> io::Result<Arc<dyn PciDevice>>>,
+}
+
+/// The BAR of a device that is there from the start.
+fn first_bar(number: u8) -> u64 {
+    layout::PCI_WINDOW_32.base + u64::from(number.saturating_sub(1)) * layout::PCI_BAR_STRIDE
+}
+
 /// A device in its slot.
 struct Seated {
     name: String,
-    device: Arc<VirtioPciDevice>,
+    device: Seat,
     /// Whether it was plugged into the running machine, and may leave it.
     plugged: bool,
 }
@@ -108,22 +137,23 @@ pub(crate) struct PciDevices {
 }
 
 impl PciDevices {
-    /// Puts `slots` on a new bus. Without any there is no bus. `on_failure` hears of them, not of
-    /// devices that are plugged later: a machine goes on without those.
+    /// Puts `slots` and `plain` devices on a new bus. Without any there is no bus. `on_failure`
+    /// hears of the former, not of devices that are plugged later: a machine goes on without those.
     pub(crate) fn place(
         slots: Vec<DeviceSlot>,
+        plain: Vec<PlainSlot>,
         wiring: Wiring,
         on_failure: &OnFailure,
     ) -> Result<Self, PciError> {
-        if slots.len() > layout::PCI_MAX_DEVICES {
-            return Err(PciError::TooMany(slots.len()));
-        }
+        let virtio = slots.iter().map(|slot| (slot.name.as_str(), slot.address));
+        let others = plain.iter().map(|slot| (slot.name, slot.address));
+        let mut numbers = slots::assign(&virtio.chain(others).collect::<Vec<_>>())?.into_iter();
         let mut devices = Self {
             wiring,
             root: None,
             seats: Mutex::default(),
         };
-        if slots.is_empty() {
+        if slots.is_empty() && plain.is_empty() {
             return Ok(devices);
         }
         let root = Arc::new(PciRoot::new());
@@ -132,12 +162,25 @@ impl PciDevices {
         mmio.insert(window.base, window.len, root.clone())
             .map_err(PciError::Window)?;
         devices.root = Some(root);
-        for (number, slot) in (1_u8..).zip(slots) {
-            let bar = layout::PCI_WINDOW_32.base + u64::from(number - 1) * layout::PCI_BAR_STRIDE;
-            let seated = devices.seat(number, slot, bar, false)?;
+        for (slot, number) in slots.into_iter().zip(&mut numbers) {
+            let (seated, device) = devices.seat(number, slot, first_bar(number), false)?;
             let (failed, on_failure) = (seated.name.clone(), Arc::clone(on_failure));
             let tell = move |cause: &str| on_failure(&failed, cause);
-            seated.device.on_failure(Box::new(tell));
+            device.on_failure(Box::new(tell));
+            devices.lock().insert(number, seated);
+        }
+        for (slot, number) in plain.into_iter().zip(numbers) {
+            let made = (slot.make)(first_bar(number));
+            let device = made.map_err(|source| PciError::Device {
+                device: slot.name.to_owned(),
+                source,
+            })?;
+            let seated = Seated {
+                name: slot.name.to_owned(),
+                device: Seat::Plain(device),
+                plugged: false,
+            };
+            devices.connect(number, &seated)?;
             devices.lock().insert(number, seated);
         }
         Ok(devices)
@@ -150,16 +193,28 @@ impl PciDevices {
     /// (drivers/pci/setup-res.c).
     pub(crate) fn plug(&self, slot: DeviceSlot) -> Result<(), PciError> {
         let mut seats = self.lock();
-        let mut numbers = 1..=u8::try_from(layout::PCI_MAX_DEVICES).unwrap_or(u8::MAX);
-        let number = numbers.find(|number| !seats.contains_key(number));
-        let number = number.ok_or(PciError::Full)?;
+        let number = match slot.address {
+            Some(address) => match seats.get(&address.get()) {
+                None => address.get(),
+                Some(seated) => {
+                    return Err(PciError::Collision {
+                        slot: address,
+                        first: seated.name.clone(),
+                        second: slot.name,
+                    });
+                }
+            },
+            None => slots::numbers()
+                .find(|number| !seats.contains_key(number))
+                .ok_or(PciError::Full)?,
+        };
         let taken = |bar| seats.values().any(|seated| seated.device.bar().0 == bar);
         let mut bars = (layout::PCI_WINDOW_64.base..).step_by(BAR_STEP);
         let bar = bars.find(|&bar| !taken(bar)).ok_or(PciError::Full)?;
         let name = slot.name.clone();
-        let seated = self.seat(number, slot, bar, true)?;
+        let (seated, device) = self.seat(number, slot, bar, true)?;
         let tell = move |cause: &str| tracing::warn!(device = name, cause, "a device failed");
-        seated.device.on_failure(Box::new(tell));
+        device.on_failure(Box::new(tell));
         seats.insert(number, seated);
         Ok(())
     }
@@ -179,55 +234,57 @@ impl PciDevices {
         Ok(())
     }
 
-    /// Connects a device; nothing of one that fails is left.
+    /// Wraps a virtio device and connects it; nothing of one that fails is left.
     fn seat(
         &self,
         number: u8,
         slot: DeviceSlot,
         bar: u64,
         plugged: bool,
-    ) -> Result<Seated, PciError> {
-        let root = self.root.as_ref().ok_or(PciError::NoBus)?;
-        let DeviceSlot { name, device } = slot;
-        let Wiring {
-            memory, msi, buses, ..
-        } = &self.wiring;
+    ) -> Result<(Seated, Arc<VirtioPciDevice>), PciError> {
+        let DeviceSlot { name, device, .. } = slot;
+        let Wiring { memory, msi, .. } = &self.wiring;
         let made = VirtioPciDevice::new(device, Arc::clone(memory), Arc::clone(msi), bar);
         let device = made.map_err(|source| PciError::Device {
             device: name.clone(),
             source,
         })?;
         let seated = Seated {
-            name: name.clone(),
-            device: device.clone(),
+            name,
+            device: Seat::Virtio(Arc::clone(&device)),
             plugged,
         };
+        self.connect(number, &seated)?;
+        Ok((seated, device))
+    }
+
+    /// Puts a device where processors find it; it is nowhere after an error.
+    fn connect(&self, number: u8, seated: &Seated) -> Result<(), PciError> {
+        let root = self.root.as_ref().ok_or(PciError::NoBus)?;
+        let Seated { name, device, .. } = seated;
         let (base, len) = device.bar();
-        let placed = buses.mmio.insert(base, len, device.clone());
+        let placed = self.wiring.buses.mmio.insert(base, len, device.on_bus());
         placed.map_err(|source| PciError::Place {
             device: name.clone(),
             source,
         })?;
-        let wired = self.each_notifier(&device, VmFd::register_ioevent);
+        let wired = self.each_notifier(device, VmFd::register_ioevent);
         let wired = wired.map_err(|source| PciError::Notify {
             device: name.clone(),
             source,
         });
         // The slot last, so that the guest finds the device whole.
         let inserted = wired.and_then(|()| {
-            let inserted = root.insert(number, device);
+            let inserted = root.insert(number, device.function());
             inserted.map_err(|source| PciError::Slot {
-                device: name,
+                device: name.clone(),
                 source,
             })
         });
-        match inserted {
-            Ok(()) => Ok(seated),
-            Err(error) => {
-                self.disconnect(&seated.device);
-                Err(error)
-            }
+        if inserted.is_err() {
+            self.disconnect(device);
         }
+        inserted
     }
 
     /// The reverse of [`Self::seat`].
@@ -238,7 +295,7 @@ impl PciDevices {
         self.disconnect(&seated.device);
     }
 
-    fn disconnect(&self, device: &VirtioPciDevice) {
+    fn disconnect(&self, device: &Seat) {
         if let Err(error) = self.each_notifier(device, VmFd::unregister_ioevent) {
             // KVM lets go of it with the machine; until then a write there wakes nobody.
             tracing::warn!(%error, "a notification address stays wired");
@@ -249,9 +306,12 @@ impl PciDevices {
     /// Notifications are event files inside KVM: the processor goes back into the guest at once.
     fn each_notifier(
         &self,
-        device: &VirtioPciDevice,
+        device: &Seat,
         wire: fn(&VmFd, &EventFd, &IoEventAddress, NoDatamatch) -> Result<(), kvm_ioctls::Error>,
     ) -> Result<(), kvm_ioctls::Error> {
+        let Seat::Virtio(device) = device else {
+            return Ok(());
+        };
         for notifier in device.notifiers() {
             let address = IoEventAddress::Mmio(notifier.address);
             wire(&self.wiring.vm, notifier.event, &address, NoDatamatch)?;
