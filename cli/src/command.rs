@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::check;
+use crate::console::{self, Transcript};
 use crate::cri::Cri;
 use crate::explain;
 use crate::pods::{self, PodName};
@@ -36,6 +37,7 @@ struct CommandLine {
 enum Command {
     Run(Run),
     Exec(Exec),
+    Console(Console),
     Ps,
     Rm(Rm),
     Check(Check),
@@ -82,6 +84,35 @@ struct Exec {
     /// The command.
     #[arg(last = true, required = true)]
     command: Vec<String>,
+}
+
+/// Connect this terminal to the console of a machine pod: to the streams of its container.
+///
+/// Ctrl-] disconnects; every other key is the machine's. Without a terminal, stdin and stdout are
+/// carried as they are until the machine ends.
+#[derive(Debug, Args)]
+struct Console {
+    #[command(flatten)]
+    pod: PodArgs,
+    /// The container; the first that runs when none is named.
+    #[arg(short, long)]
+    container: Option<String>,
+    /// Show what the console has written so far first.
+    #[arg(long)]
+    log: bool,
+    /// Show its last lines first.
+    #[arg(long, value_name = "LINES", conflicts_with = "log")]
+    tail: Option<usize>,
+}
+
+impl Console {
+    fn transcript(&self) -> Transcript {
+        match (self.log, self.tail) {
+            (true, _) => Transcript::All,
+            (false, Some(lines)) => Transcript::Last(lines),
+            (false, None) => Transcript::None,
+        }
+    }
 }
 
 /// Stop and remove a pod that `podvisor run` made, with its volumes and logs.
@@ -153,6 +184,13 @@ async fn perform(line: CommandLine) -> Result<u8> {
                 .map(|seconds| Duration::from_secs(u64::from(seconds)));
             let (pod, container) = (args.pod.into(), args.container.as_deref());
             let code = pods::exec(&cri, &pod, container, &args.command, timeout);
+            Ok(exit_code(code.await?))
+        }
+        Command::Console(args) => {
+            let transcript = args.transcript();
+            let cri = Cri::connect(&address).await?;
+            let (pod, container) = (args.pod.into(), args.container.as_deref());
+            let code = console::console(&cri, &pod, container, transcript);
             Ok(exit_code(code.await?))
         }
         Command::Ps => {

@@ -8,13 +8,15 @@ use podvisor_proto::cri;
 use podvisor_proto::cri::v1::image_service_client::ImageServiceClient;
 use podvisor_proto::cri::v1::runtime_service_client::RuntimeServiceClient;
 use podvisor_proto::cri::v1::{
-    Container, ContainerConfig, ContainerFilter, ContainerStatus, ContainerStatusRequest,
-    CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, Image, ImageSpec,
-    ImageStatusRequest, ListContainersRequest, ListPodSandboxRequest, PodSandbox, PodSandboxConfig,
-    PodSandboxStatus, PodSandboxStatusRequest, PullImageRequest, RemoveContainerRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StatusRequest,
-    StatusResponse, StopContainerRequest, StopPodSandboxRequest, VersionRequest, VersionResponse,
+    AttachRequest, Container, ContainerConfig, ContainerFilter, ContainerStatus,
+    ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, Image,
+    ImageSpec, ImageStatusRequest, ListContainersRequest, ListPodSandboxRequest, PodSandbox,
+    PodSandboxConfig, PodSandboxStatus, PodSandboxStatusRequest, PullImageRequest,
+    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
+    StatusRequest, StatusResponse, StopContainerRequest, StopPodSandboxRequest, VersionRequest,
+    VersionResponse,
 };
+use serde::Deserialize;
 use thiserror::Error;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
@@ -229,6 +231,25 @@ impl Cri {
         Ok(reply.status.unwrap_or_default())
     }
 
+    /// Which streams a container has.
+    pub async fn container_streams(&self, id: &str) -> Result<ContainerStreams, CallError> {
+        let request = ContainerStatusRequest {
+            container_id: id.to_owned(),
+            verbose: true,
+        };
+        let mut runtime = self.runtime.clone();
+        let reply = call("ContainerStatus", runtime.container_status(request)).await?;
+        let info = reply.info.get("info").map_or("", String::as_str);
+        Ok(ContainerStreams::of_info(info))
+    }
+
+    /// Connects to a container's streams; answers where.
+    pub async fn attach(&self, request: AttachRequest) -> Result<String, CallError> {
+        Ok(call("Attach", self.runtime.clone().attach(request))
+            .await?
+            .url)
+    }
+
     /// Runs a command in a container to its end.
     pub async fn exec_sync(
         &self,
@@ -270,6 +291,30 @@ impl Cri {
     }
 }
 
+/// Which streams a container was made with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ContainerStreams {
+    pub stdin: bool,
+    pub tty: bool,
+}
+
+/// What containerd says of a container beyond CRI, as far as it matters (containerd,
+/// `internal/cri/types/container_status.go`).
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ContainerInfo {
+    config: ContainerStreams,
+}
+
+impl ContainerStreams {
+    /// A container of another runtime has none that are known of.
+    fn of_info(json: &str) -> Self {
+        let info: ContainerInfo = serde_json::from_str(json).unwrap_or_default();
+        info.config
+    }
+}
+
 fn image_spec(name: &str) -> ImageSpec {
     ImageSpec {
         image: name.to_owned(),
@@ -287,5 +332,27 @@ async fn call<T>(
             call,
             status: Box::new(status),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_are_read_from_what_containerd_says() {
+        let info =
+            r#"{"sandboxID":"a","config":{"metadata":{"name":"m"},"stdin":true,"tty":true}}"#;
+        let streams = ContainerStreams {
+            stdin: true,
+            tty: true,
+        };
+        assert_eq!(ContainerStreams::of_info(info), streams);
+        for other in ["", "{}", r#"{"config":{"metadata":{}}}"#] {
+            assert_eq!(
+                ContainerStreams::of_info(other),
+                ContainerStreams::default()
+            );
+        }
     }
 }

@@ -2,8 +2,10 @@
 
 pub mod command;
 pub mod leftovers;
+pub mod streaming;
 
 mod check;
+mod console;
 mod cri;
 mod explain;
 mod manifest;

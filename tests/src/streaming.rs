@@ -1,35 +1,18 @@
-//! Streams through CRI's streaming server, as the kubelet offers them to `kubectl`: over WebSocket,
-//! where every message begins with the number of its channel (`v4.channel.k8s.io`,
-//! k8s.io/apimachinery, pkg/util/httpstream/wsstream).
+//! Streams through CRI's streaming server, as tests read them: to a text, a length or the end.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CloneFlags, setns};
+use podvisor::streaming::{self, Stream};
 use podvisor_proto::cri::v1::{AttachRequest, ExecRequest, PortForwardRequest};
-use tungstenite::client::IntoClientRequest as _;
-use tungstenite::http::HeaderValue;
-use tungstenite::{Error, Message, WebSocket};
 
 use crate::container::Container;
 use crate::pod::Pod;
 
-/// Channels of commands and attachments.
-pub mod channel {
-    /// Standard input.
-    pub const STDIN: u8 = 0;
-    /// Standard output.
-    pub const STDOUT: u8 = 1;
-    /// Standard error.
-    pub const STDERR: u8 = 2;
-    /// How it ended: a `v1.Status` in JSON.
-    pub const STATUS: u8 = 3;
-    /// Sizes for the terminal, in JSON.
-    pub const RESIZE: u8 = 4;
-}
+pub use podvisor::streaming::channel;
 
 /// Channels of the first forwarded port; each begins with the port in two bytes.
 pub mod port_channel {
@@ -39,7 +22,6 @@ pub mod port_channel {
     pub const ERROR: u8 = 1;
 }
 
-const PROTOCOL: &str = "v4.channel.k8s.io";
 /// No stream of a healthy node is silent for longer when something is awaited.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -54,7 +36,7 @@ pub struct Wanted {
 
 /// An open stream.
 pub struct Session {
-    socket: WebSocket<TcpStream>,
+    stream: Stream,
     received: Received,
 }
 
@@ -83,21 +65,10 @@ impl Received {
 
 impl Session {
     fn connect(url: &str) -> Result<Self> {
-        let authority = url
-            .strip_prefix("http://")
-            .and_then(|rest| rest.split('/').next())
-            .with_context(|| format!("not a plain URL: {url}"))?;
-        let socket = TcpStream::connect(authority).with_context(|| authority.to_owned())?;
-        socket.set_read_timeout(Some(SILENCE))?;
-        let mut request = url.replacen("http", "ws", 1).into_client_request()?;
-        let protocol = HeaderValue::from_static(PROTOCOL);
-        request
-            .headers_mut()
-            .insert("Sec-WebSocket-Protocol", protocol);
-        let (socket, _) = tungstenite::client(request, socket)
-            .map_err(|error| anyhow::anyhow!("WebSocket handshake at {url}: {error}"))?;
+        let stream = Stream::connect(url)?;
+        stream.set_read_timeout(SILENCE)?;
         Ok(Self {
-            socket,
+            stream,
             received: Received::default(),
         })
     }
@@ -107,8 +78,8 @@ impl Session {
     /// # Errors
     /// When the stream is broken.
     pub fn send(&mut self, channel: u8, data: &[u8]) -> Result<()> {
-        let message = [&[channel], data].concat();
-        Ok(self.socket.send(Message::Binary(message.into()))?)
+        self.stream.send(channel, data)?;
+        Ok(())
     }
 
     /// Sets the size of the terminal.
@@ -116,8 +87,8 @@ impl Session {
     /// # Errors
     /// When the stream is broken.
     pub fn resize(&mut self, columns: u16, rows: u16) -> Result<()> {
-        let size = format!(r#"{{"Width":{columns},"Height":{rows}}}"#);
-        self.send(channel::RESIZE, size.as_bytes())
+        self.stream.resize(columns, rows)?;
+        Ok(())
     }
 
     /// Waits until what has arrived on a channel ends with `text`.
@@ -166,11 +137,8 @@ impl Session {
                 return Ok(found);
             }
             self.set_patience(left)?;
-            match self.receive() {
-                Ok(true) => {}
-                Ok(false) => bail!("the stream ended"),
-                Err(error) if is_timeout(&error) => {}
-                Err(error) => return Err(error),
+            if self.receive_once()? == Some(false) {
+                bail!("the stream ended");
             }
         }
     }
@@ -180,7 +148,7 @@ impl Session {
     /// # Errors
     /// When it cannot be set.
     pub fn set_patience(&self, limit: Duration) -> Result<()> {
-        Ok(self.socket.get_ref().set_read_timeout(Some(limit))?)
+        Ok(self.stream.set_read_timeout(limit)?)
     }
 
     /// Waits until the server ends the stream, and yields all that has arrived.
@@ -199,35 +167,21 @@ impl Session {
 
     /// Receives a message; false at the stream's end.
     fn receive(&mut self) -> Result<bool> {
-        let message = match self.socket.read() {
-            Ok(Message::Binary(message)) => message,
-            Ok(Message::Close(_)) | Err(Error::ConnectionClosed) => return Ok(false),
-            Ok(_) => return Ok(true),
-            // containerd closes without the closing handshake.
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
-                return Ok(false);
-            }
-            Err(Error::Protocol(
-                tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
-            )) => return Ok(false),
-            Err(error) => return Err(error).context("read a stream"),
-        };
-        if let Some((channel, data)) = message.split_first() {
-            self.received.0.entry(*channel).or_default().extend(data);
-        }
-        Ok(true)
+        let received = self.receive_once()?;
+        received.with_context(|| format!("the stream is silent after {:?}", self.received))
     }
-}
 
-/// Whether a stream was only silent for too long: it can be read on.
-fn is_timeout(error: &anyhow::Error) -> bool {
-    let Some(Error::Io(error)) = error.downcast_ref() else {
-        return false;
-    };
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-    )
+    /// As [`Self::receive`]; None when the stream is silent for too long.
+    fn receive_once(&mut self) -> Result<Option<bool>> {
+        match self.stream.receive()? {
+            streaming::Received::Data(channel, data) => {
+                self.received.0.entry(channel).or_default().extend(data);
+                Ok(Some(true))
+            }
+            streaming::Received::Nothing => Ok(None),
+            streaming::Received::End => Ok(Some(false)),
+        }
+    }
 }
 
 impl Container<'_, '_> {

@@ -3,6 +3,7 @@
 mod containerd;
 mod cpu;
 mod kernel;
+mod machines;
 mod release;
 mod report;
 
@@ -14,6 +15,7 @@ pub use report::{Check, Report};
 pub async fn check(address: &Path) -> Report {
     let mut checks = cpu::checks();
     checks.extend(kernel::checks());
+    checks.extend(machines::checks());
     checks.extend(containerd::checks(address).await);
     checks.extend(release::checks());
     Report { checks }

@@ -18,12 +18,7 @@ pub async fn exec(
     command: &[String],
     timeout: Option<Duration>,
 ) -> Result<i32> {
-    let sandbox = pod.find(cri).await?;
-    let containers = cri.list_containers(&sandbox.id).await?;
-    let id = choose(&containers, container)
-        .with_context(|| format!("pod {}", pod.name))?
-        .id
-        .clone();
+    let (_, id) = find_container(cri, pod, container).await?;
     let output = cri.exec_sync(&id, command, timeout).await?;
     io::stdout()
         .write_all(&output.stdout)
@@ -34,14 +29,26 @@ pub async fn exec(
     Ok(output.exit_code)
 }
 
+/// Name and id of a running container of the pod: the first unless `container` names one.
+pub async fn find_container(
+    cri: &Cri,
+    pod: &PodName,
+    container: Option<&str>,
+) -> Result<(String, String)> {
+    let sandbox = pod.find(cri).await?;
+    let containers = cri.list_containers(&sandbox.id).await?;
+    let chosen = choose(&containers, container).with_context(|| format!("pod {}", pod.name))?;
+    Ok((name(chosen), chosen.id.clone()))
+}
+
+fn name(container: &Container) -> String {
+    let metadata = container.metadata.as_ref();
+    metadata
+        .map(|metadata| metadata.name.clone())
+        .unwrap_or_default()
+}
+
 fn choose<'a>(containers: &'a [Container], wanted: Option<&str>) -> Result<&'a Container> {
-    let name = |container: &Container| {
-        container
-            .metadata
-            .as_ref()
-            .map(|metadata| metadata.name.clone())
-            .unwrap_or_default()
-    };
     let candidates = containers
         .iter()
         .filter(|container| container.state() == ContainerState::ContainerRunning)

@@ -10,7 +10,7 @@ use podvisor_proto::cri::v1::{PodSandbox, PodSandboxMetadata};
 use crate::cri::Cri;
 use crate::translate::MANAGED_LABEL;
 
-pub use exec::exec;
+pub use exec::{exec, find_container};
 pub use list::list;
 pub use remove::remove;
 

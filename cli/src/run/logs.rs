@@ -85,6 +85,14 @@ pub async fn follow(file: &Path, printer: &LinePrinter, ended: &Cell<bool>) -> i
     }
 }
 
+/// Hands out the lines of a whole log file, whatever stream they came from.
+pub fn lines(log: &[u8], each: &mut dyn FnMut(&[u8])) {
+    let mut decoder = Decoder::default();
+    let mut print = |_: Stream, line: &[u8]| each(line);
+    decoder.take(log, &mut print);
+    decoder.finish(&mut print);
+}
+
 /// Puts entries and lines together from pieces of a log file.
 #[derive(Debug, Default)]
 struct Decoder {
