@@ -24,6 +24,7 @@ mod host;
 mod info;
 mod io;
 mod log;
+mod machine;
 mod pod;
 mod release;
 mod sandbox;

@@ -23,6 +23,13 @@ impl Release {
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
+    /// The release in `folder`.
+    #[cfg(test)]
+    pub fn at(folder: &std::path::Path) -> Self {
+        let folder = folder.to_owned();
+        Self { folder }
+    }
+
     /// The guest's kernel, an ELF `vmlinux`.
     pub fn kernel(&self) -> PathBuf {
         self.folder.join("vmlinux")

@@ -99,6 +99,9 @@ pub enum BootError {
         /// What the guest said.
         console: ConsoleLines,
     },
+    /// Nothing on the machine's disks can be booted.
+    #[error("the machine does not boot: {}", .0.message())]
+    Stage(Status),
     /// The agent refuses the pod.
     #[error("the guest's agent cannot set up the pod")]
     Configure(#[source] Status),
@@ -148,7 +151,7 @@ pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootEr
     let launcher = Arc::clone(&tools.launcher);
     let machine = plan.machine;
     let size = machine.size;
-    let Launched { machine, ended } =
+    let Launched { machine, ended, .. } =
         tokio::task::spawn_blocking(move || launcher.launch(machine)).await??;
     tools.timeline.done("vm started");
     let (network, ready) = tokio::join!(
@@ -190,7 +193,11 @@ pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootEr
     })
 }
 
-async fn open_taps(network: &PodNetwork, tools: &BootTools) -> Result<Vec<Nic>, BootError> {
+/// Makes a tap beside every interface of the pod's network.
+///
+/// # Errors
+/// [`BootError::Host`].
+pub async fn open_taps(network: &PodNetwork, tools: &BootTools) -> Result<Vec<Nic>, BootError> {
     let PodNetwork::Namespace(namespace) = network else {
         return Ok(Vec::new());
     };
@@ -203,7 +210,11 @@ async fn open_taps(network: &PodNetwork, tools: &BootTools) -> Result<Vec<Nic>, 
     Ok(tokio::task::spawn_blocking(move || host.open_taps(&request)).await??)
 }
 
-async fn redirect(network: &PodNetwork, tools: &BootTools) -> Result<NetworkConfig, BootError> {
+/// Redirects the pod's traffic to its taps, and tells its addresses and routes.
+///
+/// # Errors
+/// [`BootError::Host`].
+pub async fn redirect(network: &PodNetwork, tools: &BootTools) -> Result<NetworkConfig, BootError> {
     let PodNetwork::Namespace(namespace) = network else {
         return Ok(NetworkConfig::default());
     };
@@ -219,7 +230,10 @@ async fn redirect(network: &PodNetwork, tools: &BootTools) -> Result<NetworkConf
 }
 
 /// Waits for the agent, for the machine's end or for time to run out.
-async fn ready(
+///
+/// # Errors
+/// [`BootError`] for what came instead.
+pub async fn ready(
     machine: &dyn Machine,
     mut ended: watch::Receiver<Option<EndReason>>,
     timeout: Duration,

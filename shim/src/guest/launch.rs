@@ -4,11 +4,13 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use podvisor_devices::console::{ConsoleReader, ReaderConfig, Terminal, WhenFull};
 use podvisor_devices::event_loop::EventLoop;
 use podvisor_devices::fs::{
-    ExportError, ExportOptions, Exports, FsConfig, FsTag, VirtioFs, Writes,
+    CachePolicy, ExportError, ExportOptions, Exports, FsConfig, FsTag, VirtioFs, Writes,
 };
 use podvisor_devices::net::{MacAddress, Mtu, Net, NetConfig};
 use podvisor_devices::virtio::VirtioDevice;
@@ -18,15 +20,18 @@ use podvisor_devices::vsock::{Vsock, VsockConfig, VsockHost};
 use podvisor_proto::agent::{FS_TAG, READY_PORT};
 use podvisor_vmm::config::ConfigError;
 use podvisor_vmm::{
-    Console, DeviceSlot, EndReason, KernelArgs, MemoryBacking, Phase, ResetPolicy, ThreadKind,
-    Vcpus, Vm, VmConfig, VmEvent, VmHandle, confine, spawn_io_loop,
+    Console, DeviceSlot, EndReason, KernelArgs, OrderError, Phase, ThreadKind, Vcpus, Vm, VmConfig,
+    VmEvent, VmHandle, WatchdogConfig, confine, spawn_io_loop,
 };
 use tokio::sync::watch;
 
+use super::console::ConsoleStream;
 use super::disk::{self, Disk, DiskError};
+use super::pet_disk::DiskThreads;
 use super::vsock::GuestStream;
-use super::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
+use super::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, PetParts, Stream};
 use crate::host::Nic;
+use crate::sandbox::chain;
 
 /// The guest's context identifier. Nobody else sees it: the device is not the host's vsock.
 const GUEST_CID: u64 = 3;
@@ -37,12 +42,21 @@ const KERNEL_ARGS: &str = "console=ttyS0 quiet panic=-1 swiotlb=noforce";
 /// rewrite itself for that.
 const ONE_CPU_ARGS: &str = "noreplace-smp";
 
+/// How much of a console's output waits for containerd before the guest does: nothing of a
+/// transcript is lost.
+const TRANSCRIPT: ReaderConfig = ReaderConfig {
+    capacity: 256 << 10,
+    when_full: WhenFull::Hold,
+};
+/// How long a machine may trust what it knows of a folder that others change as well.
+const SHARED_CACHE: Duration = Duration::from_secs(1);
+
 /// Starts machines on KVM.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KvmLauncher;
 
 impl Launcher for KvmLauncher {
-    fn launch(&self, plan: MachinePlan) -> Result<Launched, LaunchError> {
+    fn launch(&self, mut plan: MachinePlan) -> Result<Launched, LaunchError> {
         for file in [&plan.kernel, &plan.initrd] {
             readable(file)?;
         }
@@ -65,38 +79,63 @@ impl Launcher for KvmLauncher {
                 device: Box::new(card(nic, io.clone())?),
             });
         }
+        let pet = plan.pet.take();
+        let is_pet = pet.is_some();
+        let on_reset = pet.as_ref().map(|pet| pet.on_reset).unwrap_or_default();
+        let generation_id = pet.as_ref().map(|pet| pet.generation);
+        let limit = pet.as_ref().and_then(|pet| pet.watchdog);
+        let watchdog = limit.map(|limit| WatchdogConfig {
+            limit,
+            address: None,
+            io: io.clone(),
+        });
+        if let Some(pet) = pet {
+            devices.extend(attach(pet, &exports)?);
+        }
+        let terminal = Terminal::new();
+        let reader = is_pet.then(|| terminal.reader(TRANSCRIPT));
         let (end, ended) = watch::channel(None);
+        let (restart, restarts) = watch::channel(0);
         let config = VmConfig {
-            processors: plan.size.vcpus.into(),
+            processors: plan.processors,
             memory: plan.size.memory,
-            memory_backing: if plan.transparent_huge_pages {
-                MemoryBacking::TransparentHugePages
-            } else {
-                MemoryBacking::Normal
-            },
+            memory_backing: plan.memory_backing,
+            smbios: plan.smbios,
             hot_memory: None,
             numa: None,
-            generation_id: None,
-            smbios: None,
+            generation_id,
             kernel: plan.kernel.clone(),
             initrd: Some(plan.initrd),
             kernel_args: kernel_args(plan.size.vcpus, &plan.kernel_args)?,
-            console: Console::Log,
-            terminal: None,
+            // A machine's own system has a login, and a button to switch it off.
+            console: if is_pet {
+                Console::Terminal
+            } else {
+                Console::Log
+            },
             console_output: None,
-            power_button: false,
-            on_reset: ResetPolicy::End,
-            watchdog: None,
+            terminal: Some(terminal.clone()),
+            on_reset,
+            power_button: is_pet,
+            watchdog,
             devices,
         };
         let start = |source| LaunchError::Start {
             kernel: plan.kernel,
             source,
         };
-        let vm = Vm::start(config, Box::new(move |event| report(&end, event))).map_err(start)?;
+        let vm = Vm::start(config, Box::new(move |event| report(&end, &restart, event)))
+            .map_err(start)?;
         Ok(Launched {
-            machine: Arc::new(KvmMachine { vm, host, exports }),
+            machine: Arc::new(KvmMachine {
+                vm,
+                host,
+                exports,
+                terminal,
+                reader: Mutex::new(reader),
+            }),
             ended,
+            restarts,
         })
     }
 }
@@ -108,11 +147,35 @@ fn kernel_args(vcpus: Vcpus, more: &[String]) -> Result<KernelArgs, ConfigError>
     KernelArgs::new(&words.join(" "))
 }
 
-fn report(end: &watch::Sender<Option<EndReason>>, event: VmEvent) {
+/// Gives a machine its own disks and its host's folders.
+fn attach(pet: PetParts, exports: &Exports) -> Result<Vec<DeviceSlot>, LaunchError> {
+    for share in pet.shares {
+        let options = ExportOptions {
+            writes: if share.read_only {
+                Writes::Nothing
+            } else {
+                Writes::Everything
+            },
+            cache: if share.is_private {
+                CachePolicy::Always
+            } else {
+                CachePolicy::Bounded(SHARED_CACHE)
+            },
+        };
+        let added = exports.add(&share.name, share.folder, options);
+        added.map_err(device("fs"))?;
+    }
+    let mut threads = DiskThreads::default();
+    let disks = pet.disks.into_iter();
+    disks
+        .map(|disk| threads.slot(disk).map_err(device("disk")))
+        .collect()
+}
+
+fn report(end: &watch::Sender<Option<EndReason>>, restart: &watch::Sender<u64>, event: VmEvent) {
     match event {
         VmEvent::Ended(reason) => drop(end.send_replace(Some(reason))),
-        // No guest of this kind is restarted.
-        VmEvent::Restarted { .. } => {}
+        VmEvent::Restarted { count, .. } => drop(restart.send_replace(count)),
     }
 }
 
@@ -178,6 +241,9 @@ struct KvmMachine {
     vm: VmHandle,
     host: VsockHost,
     exports: Exports,
+    terminal: Terminal,
+    /// All that the console prints, until somebody takes it.
+    reader: Mutex<Option<ConsoleReader>>,
 }
 
 impl Machine for KvmMachine {
@@ -187,6 +253,32 @@ impl Machine for KvmMachine {
 
     fn console_tail(&self) -> Vec<u8> {
         self.vm.console_tail()
+    }
+
+    fn console(&self) -> Stream {
+        let first = self
+            .reader
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        Box::new(ConsoleStream {
+            reader: first.unwrap_or_else(|| self.terminal.reader(TRANSCRIPT)),
+            terminal: self.terminal.clone(),
+        })
+    }
+
+    fn press_power_button(&self) {
+        if let Err(error) = self.vm.power_button() {
+            tracing::warn!(error = chain(&error), "the power button");
+        }
+    }
+
+    fn pause(&self) -> Result<(), OrderError> {
+        self.vm.pause()
+    }
+
+    fn resume(&self) -> Result<(), OrderError> {
+        self.vm.resume()
     }
 
     fn timeline(&self) -> Vec<Phase> {

@@ -3,8 +3,11 @@
 
 pub mod boot;
 pub mod client;
+mod console;
 pub mod disk;
 pub mod launch;
+pub mod pet;
+pub mod pet_disk;
 
 mod vsock;
 
@@ -14,14 +17,18 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use podvisor_devices::fs::{ExportError, ExportOptions, Writes};
-use podvisor_vmm::{EndReason, Phase, StartError};
+use podvisor_vmm::{
+    EndReason, MemoryBacking, OrderError, Phase, Processors, ResetPolicy, SmbiosConfig, StartError,
+};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use self::disk::{Disk, DiskError};
+use self::pet_disk::PetDisk;
 use crate::host::Nic;
 use crate::pod::sizing::Size;
 
@@ -43,6 +50,24 @@ pub trait Machine: Send + Sync + 'static {
 
     /// The last of what the guest wrote to its console, at most 64 KiB.
     fn console_tail(&self) -> Vec<u8>;
+
+    /// Its console's two directions; what it prints before the first call is not lost.
+    fn console(&self) -> Stream;
+
+    /// Presses its power button. One that does not listen is none the worse for it.
+    fn press_power_button(&self);
+
+    /// Stops all of it, with everything as it is. Blocks for a moment.
+    ///
+    /// # Errors
+    /// [`OrderError::Ended`].
+    fn pause(&self) -> Result<(), OrderError>;
+
+    /// Lets a stopped one go on.
+    ///
+    /// # Errors
+    /// [`OrderError::Ended`].
+    fn resume(&self) -> Result<(), OrderError>;
 
     /// When the steps of its start were done.
     fn timeline(&self) -> Vec<Phase>;
@@ -99,10 +124,42 @@ pub struct MachinePlan {
     pub initrd: PathBuf,
     /// Further words for the kernel.
     pub kernel_args: Vec<String>,
-    /// Whether guest memory is backed by transparent huge pages.
-    pub transparent_huge_pages: bool,
+    /// Its processors, as many as its size says.
+    pub processors: Processors,
+    /// What the host keeps guest memory in.
+    pub memory_backing: MemoryBacking,
+    /// What it says it is.
+    pub smbios: Option<SmbiosConfig>,
     /// Its network cards.
     pub nics: Vec<Nic>,
+    /// What it has beside, when it boots a disk of its own.
+    pub pet: Option<PetParts>,
+}
+
+/// What a machine that boots a disk of its own has beside.
+pub struct PetParts {
+    /// Its disks, in the order in which it finds them.
+    pub disks: Vec<PetDisk>,
+    /// Folders and files of its host that it can mount.
+    pub shares: Vec<SharedFolder>,
+    /// What its reset leads to.
+    pub on_reset: ResetPolicy,
+    /// Changes when its disk is another one.
+    pub generation: u128,
+    /// How long it may let its watchdog wait, if it has one.
+    pub watchdog: Option<Duration>,
+}
+
+/// A folder or file of the host, in the tree that the guest can mount.
+pub struct SharedFolder {
+    /// Its name there.
+    pub name: String,
+    /// What lies there (`O_PATH`).
+    pub folder: OwnedFd,
+    /// Whether the guest may not change it.
+    pub read_only: bool,
+    /// Whether nobody else does.
+    pub is_private: bool,
 }
 
 /// A machine that was started.
@@ -111,6 +168,8 @@ pub struct Launched {
     pub machine: Arc<dyn Machine>,
     /// Why it ended, once it has.
     pub ended: watch::Receiver<Option<EndReason>>,
+    /// How often it started over.
+    pub restarts: watch::Receiver<u64>,
 }
 
 /// Starts machines.

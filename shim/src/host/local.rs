@@ -9,13 +9,15 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use podvisor_devices::net::{Tap, VhostNet};
 use podvisor_proto::agent::v1::NetworkConfig;
+use podvisor_proto::cgroups::Metrics;
 
 use super::route_socket::RouteSocket;
 use super::{
-    ConfineRequest, DiskRequest, HostError, HostOps, NamespaceListeners, NetworkRequest, Nic,
-    RootfsRequest, VolumeOrigin, apparmor, cgroup, disk, listeners, namespace, pod_files, redirect,
-    rootfs, scan, setup, volume, volume_origin,
+    ConfineRequest, DiskRequest, HostError, HostOps, MacRequest, NamespaceListeners,
+    NetworkRequest, Nic, RootfsRequest, VolumeOrigin, apparmor, cgroup, cgroup_metrics, disk,
+    listeners, namespace, pod_files, redirect, rootfs, scan, setup, volume, volume_origin,
 };
+use crate::machine::identity;
 use crate::pod::files::PodFiles;
 use crate::pod::volume::Propagation;
 
@@ -55,6 +57,19 @@ impl HostOps for LocalHost {
             nic.vhost = vhost();
         }
         Ok(nics)
+    }
+
+    fn set_macs(&self, request: &MacRequest) -> Result<(), HostError> {
+        namespace::within(&request.namespace, || {
+            let mut socket = RouteSocket::open()?;
+            for link in scan::links(&mut socket)? {
+                let mac = identity::mac(&request.seed, &link.name);
+                if link.mac != mac {
+                    redirect::set_mac(&mut socket, link.index, mac)?;
+                }
+            }
+            Ok(())
+        })?
     }
 
     fn redirect(&self, request: &NetworkRequest) -> Result<NetworkConfig, HostError> {
@@ -130,6 +145,10 @@ impl HostOps for LocalHost {
 
     fn write_pod_files(&self, files: &PodFiles) -> Result<(), HostError> {
         Ok(pod_files::write(files)?)
+    }
+
+    fn metrics(&self, leaf: &Path) -> Result<Metrics, HostError> {
+        Ok(cgroup_metrics::of(leaf)?)
     }
 
     fn confine(&self, request: &ConfineRequest) -> Result<(), HostError> {

@@ -3,6 +3,7 @@
 
 mod apparmor;
 pub mod cgroup;
+mod cgroup_metrics;
 mod disk;
 mod listeners;
 mod local;
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 use podvisor_devices::net::{Tap, TapError, VhostNet};
 use podvisor_proto::agent::v1::NetworkConfig;
+use podvisor_proto::cgroups::Metrics;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -54,6 +56,13 @@ pub trait HostOps: Send + Sync + 'static {
     /// # Errors
     /// [`HostError`]; no tap is left.
     fn open_taps(&self, request: &NetworkRequest) -> Result<Vec<Nic>, HostError>;
+
+    /// Gives every interface of a network namespace the hardware address that its name has in a
+    /// machine. Belongs before [`Self::open_taps`].
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn set_macs(&self, request: &MacRequest) -> Result<(), HostError>;
 
     /// Redirects all traffic between interfaces and their taps, and tells the namespace's
     /// addresses, routes, rules and neighbours.
@@ -136,6 +145,12 @@ pub trait HostOps: Send + Sync + 'static {
     /// [`HostError`].
     fn write_pod_files(&self, files: &PodFiles) -> Result<(), HostError>;
 
+    /// What the processes of a leaf of the cgroup tree use.
+    ///
+    /// # Errors
+    /// [`HostError::Cgroup`].
+    fn metrics(&self, leaf: &Path) -> Result<Metrics, HostError>;
+
     /// Keeps a pod on some of the host's CPUs.
     ///
     /// # Errors
@@ -157,6 +172,15 @@ pub struct ConfineRequest {
 pub struct NetworkRequest {
     /// Path of the namespace.
     pub namespace: PathBuf,
+}
+
+/// Hardware addresses for a pod's interfaces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MacRequest {
+    /// Path of the namespace.
+    pub namespace: PathBuf,
+    /// What they are made from.
+    pub seed: [u8; 32],
 }
 
 /// A block device by its number.

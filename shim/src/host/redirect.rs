@@ -33,6 +33,19 @@ pub(super) fn bring_up(socket: &mut RouteSocket, tap: &str, mtu: u32) -> Result<
     socket.change("setting the tap up", RouteNetlinkMessage::SetLink(link), 0)
 }
 
+/// Gives an interface a hardware address.
+pub(super) fn set_mac(
+    socket: &mut RouteSocket,
+    index: u32,
+    mac: [u8; 6],
+) -> Result<(), RouteError> {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.attributes.push(LinkAttribute::Address(mac.to_vec()));
+    let message = RouteNetlinkMessage::SetLink(link);
+    socket.change("setting a hardware address", message, 0)
+}
+
 /// The index of an interface in the namespace of the calling thread.
 pub(super) fn index_of(_socket: &mut RouteSocket, name: &str) -> Result<u32, RouteError> {
     if_nametoindex(name).map_err(|_| RouteError::NoInterface(name.to_owned()))

@@ -111,6 +111,17 @@ pub async fn copy(
 }
 
 impl Streams {
+    /// Adds a copy of output, which ends by itself.
+    pub(super) fn add_output(&mut self, copy: JoinHandle<()>) {
+        self.outputs.push(copy);
+    }
+
+    /// Sets the copy of stdin, and the end of it that keeps it open.
+    pub(super) fn set_input(&mut self, copy: JoinHandle<()>, held_open: pipe::Sender) {
+        self.input = Some(copy);
+        self.held_open = Some(held_open);
+    }
+
     /// Lets stdin end once containerd has closed it, too.
     pub fn close_input(&mut self) {
         self.held_open = None;

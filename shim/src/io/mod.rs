@@ -2,11 +2,13 @@
 //! the guest.
 
 mod address;
+mod console;
 mod copy;
 mod input;
 mod output;
 
 pub use address::{StdioAddress, StdioError};
+pub use console::ConsoleEnds;
 pub use copy::{Streams, attach, copy};
 
 /// Where containerd wants a process's streams.

@@ -9,6 +9,7 @@ pub mod cpu_set;
 pub mod device_nodes;
 pub mod files;
 pub mod guest_spec;
+pub mod hardware;
 pub mod namespaces;
 pub mod network;
 pub mod resources;

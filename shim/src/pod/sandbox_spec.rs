@@ -14,7 +14,7 @@ use podvisor_proto::containerd::pod_config::{
 use super::bundle::{
     CONTAINER_TYPE, SANDBOX_CPU_PERIOD, SANDBOX_CPU_QUOTA, SANDBOX_ID, SANDBOX_MEMORY,
 };
-use crate::annotations::PREFIX;
+use podvisor_annotations::PREFIX;
 
 /// How likely containerd lets a pod's own process be taken when the host is out of memory.
 const SANDBOX_OOM_SCORE: i32 = -998;
@@ -111,16 +111,15 @@ fn namespaces(pod: &LinuxPodSandboxConfig, network: &Path) -> Vec<LinuxNamespace
 
 #[cfg(test)]
 mod tests {
-    use podvisor_annotations::Limits;
     use podvisor_proto::containerd::pod_config::{
         LinuxContainerResources, LinuxSandboxSecurityContext, UserNamespace,
     };
 
     use super::*;
-    use crate::annotations::Annotations;
     use crate::pod::guest_spec::check_pod;
     use crate::pod::network::PodNetwork;
     use crate::pod::{Bundle, Role};
+    use podvisor_annotations::Annotations;
 
     fn config() -> PodSandboxConfig {
         PodSandboxConfig {
@@ -174,7 +173,7 @@ mod tests {
             PodNetwork::Namespace("/run/netns/x".into())
         );
         let annotations = bundle.spec.annotations().as_ref().unwrap();
-        let ours = Annotations::parse(annotations, &Limits::default()).unwrap();
+        let ours = Annotations::parse(annotations).unwrap();
         assert_eq!(ours.cpus.unwrap().get(), 3);
         assert!(!annotations.contains_key("example.org/x"));
     }

@@ -1,10 +1,10 @@
 //! How large a pod's machine is: its containers' limits and what the guest itself takes.
 
+use podvisor_annotations::Annotations;
 use podvisor_vmm::{MemorySize, Vcpus};
 use thiserror::Error;
 
 use super::bundle::Limits;
-use crate::annotations::Annotations;
 
 // What guests and servers take was measured by `cargo xtask bench memory` (docs/benchmarks.md); what
 // is beyond the measured values is the margin for what an idle pod does not show.
@@ -25,6 +25,8 @@ const HOST_BASE: u64 = 12 << 20;
 const PAGE_TABLE_SHARE: u64 = 256;
 /// With a smaller limit not even one container's processes start, in bytes.
 const MIN_LIMIT: u64 = 8 << 20;
+/// A page, in bytes.
+const PAGE_LEN: u64 = 4096;
 /// Guest memory comes in whole large pages, in bytes.
 const GRANULE: u64 = 2 << 20;
 /// containerd's and the kernel's period where none is given, in microseconds.
@@ -80,14 +82,38 @@ impl Size {
         default_memory: u64,
         host_cpus: u32,
     ) -> Result<Self, SizeError> {
-        let vcpus = annotations
-            .cpus
-            .unwrap_or_else(|| processors(limits, host_cpus));
+        let vcpus = vcpus(limits, annotations, host_cpus);
         let memory = match annotations.memory {
-            Some(memory) => memory,
+            Some(memory) => {
+                let limit = memory.bytes();
+                MemorySize::from_bytes(limit).map_err(|_| SizeError::TooLarge { limit })?
+            }
             None => guest_memory(limits.memory.unwrap_or(default_memory), vcpus)?,
         };
         Ok(Self { vcpus, memory })
+    }
+
+    /// The size of a machine that boots its own disk: all of the limit is its own system's.
+    ///
+    /// # Errors
+    /// [`SizeError::TooSmall`], [`SizeError::TooLarge`].
+    pub fn of_machine(
+        limits: Limits,
+        annotations: &Annotations,
+        default_memory: u64,
+        host_cpus: u32,
+    ) -> Result<Self, SizeError> {
+        let limit = limits.memory.unwrap_or(default_memory);
+        let memory = match annotations.memory {
+            Some(memory) => memory.bytes(),
+            None if limit < MemorySize::MIN => return Err(SizeError::TooSmall { limit }),
+            None => limit - limit % PAGE_LEN,
+        };
+        let memory = MemorySize::from_bytes(memory);
+        Ok(Self {
+            vcpus: vcpus(limits, annotations, host_cpus),
+            memory: memory.map_err(|_| SizeError::TooLarge { limit })?,
+        })
     }
 
     /// Makes sure that the machine fits its pod's cgroup, whose `memory.max` is `cgroup_max` bytes.
@@ -125,6 +151,14 @@ fn guest_memory(limit: u64, vcpus: Vcpus) -> Result<MemorySize, SizeError> {
         .checked_next_multiple_of(GRANULE)
         .ok_or_else(too_large)?;
     MemorySize::from_bytes(bytes).map_err(|_| too_large())
+}
+
+/// The annotation's number, or the CPU limit rounded up.
+fn vcpus(limits: Limits, annotations: &Annotations, host_cpus: u32) -> Vcpus {
+    let given = annotations.cpus.map(|cpus| u32::from(cpus.get()));
+    given
+        .and_then(|cpus| Vcpus::try_from(cpus).ok())
+        .unwrap_or_else(|| processors(limits, host_cpus))
 }
 
 /// The CPU limit rounded up; one without a limit.
@@ -223,8 +257,8 @@ mod tests {
     #[test]
     fn annotations_win() {
         let annotations = Annotations {
-            cpus: Some(Vcpus::try_from(3).unwrap()),
-            memory: Some(MemorySize::from_bytes(64 << 20).unwrap()),
+            cpus: Some("3".parse().unwrap()),
+            memory: Some("64Mi".parse().unwrap()),
             ..Annotations::default()
         };
         let size = Size::of_pod(Limits::default(), &annotations, DEFAULT_MEMORY, 1).unwrap();

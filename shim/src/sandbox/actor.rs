@@ -1,6 +1,7 @@
 //! The one owner of a pod's state.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use podvisor_proto::agent::v1::SignalProcessRequest;
 use podvisor_proto::containerd::events::{TaskExecStarted, TaskStart};
@@ -10,7 +11,9 @@ use tokio::task::AbortHandle;
 
 use super::SandboxHandle;
 use super::error::TaskError;
-use super::plan::Placement;
+use super::pet::Pet;
+use super::pet_start::Prepared;
+use super::plan::{Placement, PodPlan};
 use super::process::{ProcessEvent, ProcessState};
 use super::request::{ProcessId, ProcessStatus, Reply, Request};
 use super::task::Tasks;
@@ -47,6 +50,8 @@ pub(super) enum GuestState {
         hands: Hands,
         ended: watch::Receiver<Option<EndReason>>,
     },
+    /// It is a machine of its own, with its container.
+    Pet(Pet, watch::Receiver<Option<EndReason>>),
     /// It has ended, and why. Its tasks may still have to be cleaned.
     Ended { hands: Option<Hands>, why: String },
 }
@@ -55,6 +60,14 @@ pub(super) enum GuestState {
 pub struct Actor {
     pub(super) settings: Settings,
     pub(super) guest: GuestState,
+    /// Counts guests: what is heard of a former one is not about this one.
+    pub(super) epoch: u64,
+    /// The pod as containerd described it, once it did.
+    pub(super) pod: Option<Arc<PodPlan>>,
+    /// Whether a container of the pod was a machine of its own.
+    pub(super) had_pet: bool,
+    /// A machine that waits for its start.
+    pub(super) prepared: Option<Box<Prepared>>,
     pub(super) tasks: Tasks,
     /// The pod's network namespace while there is a redirect in it.
     pub(super) network: Option<PathBuf>,
@@ -84,6 +97,10 @@ impl Actor {
         let actor = Self {
             settings,
             guest: GuestState::None,
+            epoch: 0,
+            pod: None,
+            had_pet: false,
+            prepared: None,
             tasks: Tasks::default(),
             network: None,
             forwarding: None,
@@ -189,7 +206,22 @@ impl Actor {
             Message::NetworkReleased => self.network_released(),
             Message::Cleaned { process, reply } => self.cleaned(&process, reply),
             Message::Guest(event) => self.guest_event(event),
-            Message::GuestEnded(reason) => self.guest_ended(&reason),
+            Message::GuestEnded { epoch, reason } if epoch == self.epoch => {
+                self.guest_ended(&reason);
+            }
+            Message::IsMachine { plan, reply } => self.create_pet(plan, reply),
+            Message::PetPrepared { id, result, reply } => self.pet_prepared(&id, result, reply),
+            Message::PetDelayed { container, reply } => self.pet_delayed(&container, reply),
+            Message::PetStarted {
+                epoch,
+                container,
+                result,
+                reply,
+            } if epoch == self.epoch => {
+                self.pet_started(&container, *result, reply);
+            }
+            Message::PetNews { epoch, news } if epoch == self.epoch => self.pet_news(news),
+            Message::GuestEnded { .. } | Message::PetStarted { .. } | Message::PetNews { .. } => {}
             Message::Metrics { id, metrics } => {
                 if let Ok(task) = self.tasks.task(&id) {
                     task.metrics = Some(metrics);
@@ -212,6 +244,7 @@ impl Actor {
             GuestState::Up { hands, .. } => Ok(hands.clone()),
             GuestState::None => Err(TaskError::NoGuest("it was not booted".to_owned())),
             GuestState::Booting(_) => Err(TaskError::NoGuest("it boots".to_owned())),
+            GuestState::Pet(..) => Err(TaskError::IsMachine),
             GuestState::Ended { why, .. } => Err(TaskError::NoGuest(why.clone())),
         }
     }
@@ -233,9 +266,12 @@ impl Actor {
             self.started(&id, Ok(()), reply);
             return;
         }
-        match self.hands() {
-            Ok(hands) => {
-                tokio::spawn(work::start(hands.agent, id, reply, self.outbox.clone()));
+        if self.is_prepared_pet(&id) {
+            return self.start_pet(&id, reply);
+        }
+        match self.link() {
+            Ok(link) => {
+                tokio::spawn(work::start(link.agent, id, reply, self.outbox.clone()));
             }
             Err(error) => {
                 self.apply(&id, ProcessEvent::StartFailed(Self::exit_now(255)));
@@ -244,7 +280,7 @@ impl Actor {
         }
     }
 
-    fn started(
+    pub(super) fn started(
         &mut self,
         id: &ProcessId,
         result: Result<(), podvisor_proto::ttrpc::Status>,
@@ -282,15 +318,21 @@ impl Actor {
 
     /// Begins to forward the pod's ports, at the start of its first container: before it nothing
     /// could answer, and a pod's own start does not wait for it.
-    fn forward_ports(&mut self, container: &str) {
+    pub(super) fn forward_ports(&mut self, container: &str) {
         let is_sandbox = self.tasks.task(container).is_ok_and(|task| task.is_sandbox);
         if is_sandbox || self.forwarding.is_some() {
             return;
         }
-        let (Some(namespace), Ok(hands)) = (self.network.clone(), self.hands()) else {
+        let machine = match &self.guest {
+            GuestState::Up { hands, .. } => Arc::clone(&hands.machine),
+            GuestState::Pet(pet, _) => Arc::clone(&pet.machine),
+            GuestState::None | GuestState::Booting(_) | GuestState::Ended { .. } => return,
+        };
+        let Some(namespace) = self.network.clone() else {
             return;
         };
-        let serving = forward::serve(hands.host, NetworkRequest { namespace }, hands.machine);
+        let host = Arc::clone(&self.settings.tools.host);
+        let serving = forward::serve(host, NetworkRequest { namespace }, machine);
         self.forwarding = Some(tokio::spawn(serving).abort_handle());
     }
 
@@ -335,15 +377,19 @@ impl Actor {
             let _ = reply.send(self.signal_sandbox(signal, allowed));
             return;
         }
-        match allowed.and_then(|()| self.hands()) {
-            Ok(hands) => {
+        if id.is_init() && !matches!(self.guest, GuestState::Up { .. }) {
+            let answer = allowed.and_then(|()| self.signal_machine(&id, signal));
+            return drop(reply.send(answer));
+        }
+        match allowed.and_then(|()| self.link()) {
+            Ok(link) => {
                 let request = SignalProcessRequest {
                     container_id: id.container,
                     exec_id: id.exec,
                     signal,
                     all,
                 };
-                tokio::spawn(work::signal(hands, request, reply));
+                tokio::spawn(work::signal(link, request, reply));
             }
             Err(error) => drop(reply.send(Err(error))),
         }

@@ -4,7 +4,7 @@ use podvisor_proto::agent::v1::{
     PauseContainerRequest, ResizeTerminalRequest, ResumeContainerRequest, UpdateContainerRequest,
 };
 
-use super::actor::Actor;
+use super::actor::{Actor, GuestState};
 use super::error::TaskError;
 use super::request::{ProcessId, Reply};
 use super::undo::Hands;
@@ -16,8 +16,8 @@ impl Actor {
         match self.tasks.task(&id).map(|task| task.is_sandbox) {
             Err(error) => drop(reply.send(Err(error))),
             Ok(true) => drop(reply.send(Ok(Vec::new()))),
-            Ok(false) => match self.hands() {
-                Ok(hands) => drop(tokio::spawn(work::processes(hands.agent, id, reply))),
+            Ok(false) => match self.link() {
+                Ok(link) => drop(tokio::spawn(work::processes(link.agent, id, reply))),
                 Err(_) => drop(reply.send(Ok(Vec::new()))),
             },
         }
@@ -28,9 +28,12 @@ impl Actor {
             .tasks
             .process(&id)
             .map(|process| process.stdio.terminal);
-        match terminal.and_then(|terminal| Ok((terminal, self.hands()?))) {
+        if id.is_init() && self.is_machine(&id.container) {
+            return self.resize_console(rows, columns, reply);
+        }
+        match terminal.and_then(|terminal| Ok((terminal, self.link()?))) {
             Ok((false, _)) => drop(reply.send(Ok(()))),
-            Ok((true, hands)) => {
+            Ok((true, link)) => {
                 let request = ResizeTerminalRequest {
                     container_id: id.container,
                     exec_id: id.exec,
@@ -38,7 +41,7 @@ impl Actor {
                     columns,
                 };
                 tokio::spawn(async move {
-                    let result = hands.agent.resize_terminal(request).await;
+                    let result = link.agent.resize_terminal(request).await;
                     let _ = reply.send(result.map(drop).map_err(TaskError::from));
                 });
             }
@@ -47,6 +50,9 @@ impl Actor {
     }
 
     pub(super) fn update(&mut self, id: String, resources_json: &[u8], reply: Reply<()>) {
+        if self.is_machine(&id) {
+            return self.update_pet(&id, resources_json, reply);
+        }
         let begun = self.container_hands(&id).and_then(|hands| {
             let before = &self.tasks.task(&id)?.cpus;
             let fitted = GuestResources::of_update(resources_json, hands.size, before)?;
@@ -74,6 +80,9 @@ impl Actor {
     }
 
     pub(super) fn freeze(&mut self, container: String, frozen: bool, reply: Reply<()>) {
+        if self.is_machine(&container) {
+            return self.freeze_pet(container, frozen, reply);
+        }
         match self.container_hands(&container) {
             Ok(hands) => {
                 let out = self.outbox.clone();
@@ -118,10 +127,15 @@ impl Actor {
             Err(error) => return drop(reply.send(Err(error))),
         };
         let (is_sandbox, last) = (task.is_sandbox, task.metrics.clone());
-        match (self.hands(), last) {
-            (Ok(hands), _) => {
-                let out = self.outbox.clone();
-                tokio::spawn(work::metrics(hands.agent, id, is_sandbox, reply, out));
+        let is_pet = matches!(self.guest, GuestState::Pet(..));
+        match (self.link(), last) {
+            (Ok(link), _) => {
+                let (out, whole) = (self.outbox.clone(), is_sandbox || is_pet);
+                tokio::spawn(work::metrics(link.agent, id, whole, reply, out));
+            }
+            (Err(TaskError::NoAgent), _) => drop(reply.send(self.host_metrics())),
+            (Err(_), None) if is_sandbox && self.has_no_guest_of_its_own() => {
+                drop(reply.send(self.host_metrics()));
             }
             (Err(_), Some(last)) => drop(reply.send(Ok(last))),
             (Err(error), None) => drop(reply.send(Err(error))),

@@ -1,6 +1,7 @@
 //! Makes containers and execs in the guest.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
 use podvisor_devices::fs::{CachePolicy, ExportOptions, Writes};
@@ -10,8 +11,10 @@ use podvisor_proto::agent::v1::{self as agent, CreateContainerRequest, CreateExe
 use super::error::TaskError;
 use super::request::CreateRequest;
 use super::undo::{Hands, Undo, undo_all};
-use crate::host::{HostMount, RootfsRequest};
+use super::work::Link;
+use crate::host::{HostMount, HostOps, RootfsRequest};
 use crate::io::{self, Stdio, Streams};
+use crate::machine::source::{Kind, Source};
 use crate::pod::Bundle;
 use crate::pod::guest_spec::{GuestSpec, GuestSpecError};
 use crate::pod::resources::{CpuShare, GuestResources};
@@ -20,6 +23,7 @@ use crate::pod::resources::{CpuShare, GuestResources};
 const ROOTFS: &str = "rootfs";
 
 /// A container to make.
+#[derive(Clone)]
 pub struct ContainerPlan {
     /// Its identifier.
     pub id: String,
@@ -33,6 +37,8 @@ pub struct ContainerPlan {
     pub standalone: bool,
     /// The container whose processes it joins, when it has none of its own; the pod's for none.
     pub pid_namespace_of: Option<String>,
+    /// Whether it may turn out to be a machine of its own.
+    pub may_be_machine: bool,
 }
 
 impl ContainerPlan {
@@ -45,6 +51,7 @@ impl ContainerPlan {
             stdio: request.stdio,
             standalone,
             pid_namespace_of: None,
+            may_be_machine: false,
         }
     }
 }
@@ -86,7 +93,7 @@ pub async fn container(hands: &Hands, mut plan: ContainerPlan) -> Result<Made, T
             cpus,
         }),
         Err(error) => {
-            undo_all(hands, undo).await;
+            undo_all(&hands.host, Some(hands), undo).await;
             Err(error)
         }
     }
@@ -113,7 +120,13 @@ async fn make(
         Some(profile) => hands.host.apparmor_policy(profile)?,
         None => Vec::new(),
     };
-    let root = root_folder(hands, &plan, undo).await?;
+    let (root, mounted) = root_folder(&hands.host, &plan).await?;
+    if mounted {
+        undo.push(Undo::Unmount(root.clone()));
+    }
+    if plan.may_be_machine && is_machine(&plan.bundle.spec, &root).await? {
+        return Err(TaskError::IsMachine);
+    }
     let name = format!("root-{}", plan.id);
     // The root of a container is changed by nobody else.
     let options = ExportOptions {
@@ -154,12 +167,18 @@ async fn make(
     Ok(io::attach(&*hands.machine, &tokens, &plan.stdio).await?)
 }
 
-/// The host's folder with the container's root file system.
-async fn root_folder(
-    hands: &Hands,
+/// Whether what a container brings is a machine's.
+async fn is_machine(spec: &Spec, root: &Path) -> Result<bool, TaskError> {
+    let (spec, root) = (spec.clone(), root.to_owned());
+    let look = move || Source::find(&spec, &root, Kind::Told);
+    Ok(tokio::task::spawn_blocking(look).await??.is_some())
+}
+
+/// The host's folder with the container's root file system, and whether it was mounted there.
+pub(super) async fn root_folder(
+    host: &Arc<dyn HostOps>,
     plan: &ContainerPlan,
-    undo: &mut Vec<Undo>,
-) -> Result<PathBuf, TaskError> {
+) -> Result<(PathBuf, bool), TaskError> {
     if plan.rootfs.is_empty() {
         let root = plan
             .bundle
@@ -167,40 +186,39 @@ async fn root_folder(
             .root()
             .as_ref()
             .ok_or(GuestSpecError::NoRoot)?;
-        return Ok(plan.bundle.path.join(root.path()));
+        return Ok((plan.bundle.path.join(root.path()), false));
     }
     let target = plan.bundle.path.join(ROOTFS);
     let request = RootfsRequest {
         target: target.clone(),
         mounts: plan.rootfs.clone(),
     };
-    let host = std::sync::Arc::clone(&hands.host);
+    let host = Arc::clone(host);
     tokio::task::spawn_blocking(move || host.mount_rootfs(&request)).await??;
-    undo.push(Undo::Unmount(target.clone()));
-    Ok(target)
+    Ok((target, true))
 }
 
 /// Makes another process of a container up to, not including, its start.
 ///
 /// # Errors
 /// [`TaskError`]; nothing of it is left.
-pub async fn exec(hands: &Hands, plan: ExecPlan) -> Result<Streams, TaskError> {
+pub(super) async fn exec(link: &Link, plan: ExecPlan) -> Result<Streams, TaskError> {
     let request = CreateExecRequest {
         container_id: plan.container_id.clone(),
         exec_id: plan.exec_id.clone(),
         process_json: plan.process_json,
         stdio: Some(wanted(&plan.stdio, (0, 0))),
     };
-    let created = hands.agent.create_exec(request).await?;
+    let created = link.agent.create_exec(request).await?;
     let tokens = created.streams.unwrap_or_default();
-    match io::attach(&*hands.machine, &tokens, &plan.stdio).await {
+    match io::attach(&*link.machine, &tokens, &plan.stdio).await {
         Ok(streams) => Ok(streams),
         Err(error) => {
             let request = agent::DeleteProcessRequest {
                 container_id: plan.container_id,
                 exec_id: plan.exec_id,
             };
-            let _ = hands.agent.delete_process(request).await;
+            let _ = link.agent.delete_process(request).await;
             Err(error.into())
         }
     }

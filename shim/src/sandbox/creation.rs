@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
+use podvisor_annotations::value::boot::BootKind;
 use podvisor_proto::containerd::events::{TaskCreate, TaskExecAdded, TaskIo};
 
 use super::actor::{Actor, GuestState};
 use super::create::{ContainerPlan, ExecPlan, Made};
 use super::error::{TaskError, chain};
-use super::plan::{self, Placement};
+use super::plan::{self, Placement, PodPlan};
 use super::process::{ProcessEvent, ProcessState};
 use super::request::{CreateRequest, PodRequest, ProcessId, Reply};
 use super::task::{Process, Task};
@@ -25,14 +26,22 @@ use crate::pod::files::PodFiles;
 use crate::pod::network::PodNetwork;
 use crate::pod::{Bundle, Role, namespaces};
 
+/// Why a container without a pod is no machine.
+pub(super) const MACHINE_ALONE: &str =
+    "podvisor.io/boot: a container without a pod cannot be a machine";
+
 /// What a creation takes.
 enum Creation {
     /// The pod's guest, and a container in it when the pod is one.
     Boot(Box<BootPlan>, Option<Box<ContainerPlan>>),
     /// The guest of a pod whose place on the host is known only now.
     Pod(Box<BootPlan>, Box<Place>),
+    /// Nothing yet: the pod's container is a machine of its own.
+    Idle(Option<Box<Place>>),
     /// A container in the pod's guest.
     Container(Hands, Box<ContainerPlan>),
+    /// A container that is a machine of its own.
+    Machine(Box<ContainerPlan>),
 }
 
 /// What a pod is given on the host before it boots, where containerd has not done it.
@@ -55,9 +64,17 @@ impl Actor {
                         Ok(()) => self.boot(id, *plan, None, reply),
                         Err(error) => self.settle_creation(&id, Err(error), reply),
                     },
+                    Creation::Idle(place) => {
+                        let settled = place.map_or(Ok(()), |place| self.settle_in(&id, *place));
+                        if settled.is_ok() {
+                            self.created(&id, Made::default());
+                        }
+                        self.settle_creation(&id, settled, reply);
+                    }
+                    Creation::Machine(plan) => self.create_pet(plan, reply),
                     Creation::Container(hands, plan) => {
                         let out = self.outbox.clone();
-                        tokio::spawn(work::container(hands, *plan, reply, out));
+                        tokio::spawn(work::container(hands, plan, reply, out));
                     }
                 }
             }
@@ -66,7 +83,7 @@ impl Actor {
     }
 
     /// What a creation takes. Nothing has been done when it is refused.
-    fn plan_creation(&self, mut request: CreateRequest) -> Result<(Task, Creation), TaskError> {
+    fn plan_creation(&mut self, mut request: CreateRequest) -> Result<(Task, Creation), TaskError> {
         if self.tasks.0.contains_key(&request.id) {
             return Err(TaskError::Exists(format!("container {}", request.id)));
         }
@@ -89,21 +106,36 @@ impl Actor {
                     files.place(&mut bundle.spec);
                 }
                 let mut plan = ContainerPlan::new(request, bundle, false);
-                plan.pid_namespace_of = self.joined_container(&plan.bundle.spec)?;
-                Creation::Container(self.hands()?, Box::new(plan))
-            }
-            Role::Sandbox => {
-                let plan = Box::new(self.plan_boot(&request, &bundle)?);
-                match files {
-                    Some(files) => {
-                        let leaf = plan::leaf(&request.id, &bundle, self.placement()?)?;
-                        Creation::Pod(plan, Box::new(Place { leaf, files }))
-                    }
-                    None => Creation::Boot(plan, None),
+                if self.is_machine_pod() {
+                    Creation::Machine(Box::new(plan))
+                } else {
+                    plan.pid_namespace_of = self.joined_container(&plan.bundle.spec)?;
+                    plan.may_be_machine = self.may_be_machine_pod();
+                    Creation::Container(self.hands()?, Box::new(plan))
                 }
             }
+            Role::Sandbox => {
+                let pod = self.plan_pod(&request, &bundle)?;
+                let leaf = plan::leaf(&request.id, &bundle, self.placement()?)?;
+                let place = files.map(|files| Box::new(Place { leaf, files }));
+                let creation = if pod.boot() == BootKind::Machine {
+                    Creation::Idle(place)
+                } else {
+                    let plan = Box::new(pod.boot_plan()?);
+                    match place {
+                        Some(place) => Creation::Pod(plan, place),
+                        None => Creation::Boot(plan, None),
+                    }
+                };
+                self.pod = Some(Arc::new(pod));
+                creation
+            }
             Role::Standalone => {
-                let boot = self.plan_boot(&request, &bundle)?;
+                let boot = self.plan_pod(&request, &bundle)?;
+                if boot.boot() == BootKind::Machine {
+                    return Err(TaskError::Invalid(MACHINE_ALONE.to_owned()));
+                }
+                let boot = boot.boot_plan()?;
                 let container = ContainerPlan::new(request, bundle, true);
                 Creation::Boot(Box::new(boot), Some(Box::new(container)))
             }
@@ -146,12 +178,24 @@ impl Actor {
         Ok(())
     }
 
-    fn plan_boot(&self, request: &CreateRequest, bundle: &Bundle) -> Result<BootPlan, TaskError> {
-        if !matches!(self.guest, GuestState::None) {
+    fn plan_pod(&self, request: &CreateRequest, bundle: &Bundle) -> Result<PodPlan, TaskError> {
+        if self.pod.is_some() || !matches!(self.guest, GuestState::None) {
             return Err(TaskError::Exists("the pod's VM".to_owned()));
         }
         let config = Config::load(request.config_path.as_deref())?;
-        plan::boot_plan(&request.id, bundle, &config, self.placement()?)
+        PodPlan::new(&request.id, bundle, config, self.placement()?)
+    }
+
+    /// Whether the pod's containers are machines of their own: they are to be, or one was.
+    fn is_machine_pod(&self) -> bool {
+        let boot = self.pod.as_ref().map(|pod| pod.boot());
+        boot == Some(BootKind::Machine) || self.had_pet
+    }
+
+    /// Whether a container that is made now tells what kind of pod this is: it is the first one.
+    fn may_be_machine_pod(&self) -> bool {
+        let boot = self.pod.as_ref().map(|pod| pod.boot());
+        boot == Some(BootKind::Auto) && self.tasks.0.values().all(|task| task.is_sandbox)
     }
 
     fn boot(
@@ -209,7 +253,8 @@ impl Actor {
             machine.clone(),
             self.outbox.clone(),
         ));
-        tokio::spawn(work::await_end(ended.clone(), self.outbox.clone()));
+        let out = self.outbox.clone();
+        tokio::spawn(work::await_end(ended.clone(), self.epoch, out));
         let hands = Hands {
             host,
             machine,
@@ -223,7 +268,7 @@ impl Actor {
         };
         match then {
             Some(plan) => {
-                tokio::spawn(work::container(hands, *plan, reply, self.outbox.clone()));
+                tokio::spawn(work::container(hands, plan, reply, self.outbox.clone()));
             }
             None => {
                 self.created(&id, Made::default());
@@ -274,7 +319,7 @@ impl Actor {
     }
 
     pub(super) fn exec(&mut self, plan: ExecPlan, reply: Reply<()>) {
-        let begun = self.hands().and_then(|hands| {
+        let begun = self.link().and_then(|link| {
             let task = self.tasks.task(&plan.container_id)?;
             if task.execs.contains_key(&plan.exec_id) {
                 return Err(TaskError::Exists(format!("exec {}", plan.exec_id)));
@@ -286,11 +331,11 @@ impl Actor {
             }
             task.execs
                 .insert(plan.exec_id.clone(), Process::new(plan.stdio.clone()));
-            Ok(hands)
+            Ok(link)
         });
         match begun {
-            Ok(hands) => drop(tokio::spawn(work::exec(
-                hands,
+            Ok(link) => drop(tokio::spawn(work::exec(
+                link,
                 plan,
                 reply,
                 self.outbox.clone(),

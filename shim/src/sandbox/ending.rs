@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use podvisor_annotations::value::boot::BootKind;
 use podvisor_proto::agent::v1::{Event as AgentEvent, event::Kind};
 use podvisor_proto::containerd::events::{TaskDelete, TaskExit, TaskOom, TaskPaused, TaskResumed};
 use podvisor_proto::containerd::timestamp;
@@ -20,12 +21,12 @@ use crate::host::{ConfineRequest, NetworkRequest};
 use crate::pod::cpu_set::CpuSet;
 
 /// Exit status of containers whose guest ended under them.
-const GUEST_ENDED_STATUS: u32 = 255;
+pub(super) const GUEST_ENDED_STATUS: u32 = 255;
 /// Exit status of a command that is not there, and of one that cannot be executed (POSIX, `sh`).
 const NOT_FOUND_STATUS: u32 = 127;
 const NOT_EXECUTABLE_STATUS: u32 = 126;
 /// What a signal adds to its number in an exit status.
-const SIGNAL_STATUS: u32 = 128;
+pub(super) const SIGNAL_STATUS: u32 = 128;
 /// How long the server's last events may take.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -136,6 +137,7 @@ impl Actor {
     pub(super) fn guest_ended(&mut self, reason: &EndReason) {
         let guest = std::mem::replace(&mut self.guest, GuestState::None);
         let hands = match guest {
+            GuestState::Pet(pet, _) => return self.pet_ended(pet, reason),
             GuestState::Up { hands, .. } => Some(hands),
             GuestState::Ended { hands, .. } => hands,
             GuestState::None | GuestState::Booting(_) => None,
@@ -197,10 +199,10 @@ impl Actor {
     }
 
     /// Answers who waits for the pod's stop, once nothing of its guest and its network is left.
-    fn settle_stop(&mut self) {
+    pub(super) fn settle_stop(&mut self) {
         let over = match &self.guest {
             GuestState::None | GuestState::Ended { .. } => self.releasing == 0,
-            GuestState::Booting(_) | GuestState::Up { .. } => false,
+            GuestState::Booting(_) | GuestState::Up { .. } | GuestState::Pet(..) => false,
         };
         if over {
             for reply in self.stopping.drain(..) {
@@ -229,7 +231,7 @@ impl Actor {
         let ends = [libc::SIGTERM, libc::SIGKILL, libc::SIGINT, libc::SIGQUIT];
         let ends = ends.iter().any(|number| number.unsigned_abs() == signal);
         match &self.guest {
-            GuestState::Booting(booting) if ends => {
+            GuestState::Booting(booting) if ends && !self.had_pet => {
                 booting.abort();
                 self.guest = GuestState::None;
                 self.release_network();
@@ -243,11 +245,49 @@ impl Actor {
         if !ends {
             return Ok(());
         }
-        if let GuestState::Up { hands, ended } = &self.guest {
-            self.ending_signal.get_or_insert(signal);
-            tokio::spawn(work::power_off(hands.clone(), ended.clone()));
+        self.ending_signal.get_or_insert(signal);
+        match &self.guest {
+            GuestState::Up { hands, ended } => {
+                tokio::spawn(work::power_off(hands.clone(), ended.clone()));
+            }
+            GuestState::Pet(pet, _) => pet.machine.stop(),
+            GuestState::None | GuestState::Booting(_) | GuestState::Ended { .. } => {}
+        }
+        if self.has_no_guest_of_its_own() {
+            self.end_pod(signal);
         }
         Ok(())
+    }
+
+    /// Whether the pod is nothing but the place of a machine, which lives and ends with its container.
+    pub(super) fn has_no_guest_of_its_own(&self) -> bool {
+        self.had_pet
+            || self
+                .pod
+                .as_ref()
+                .is_some_and(|pod| pod.boot() == BootKind::Machine)
+    }
+
+    /// Ends such a pod, and what of its machine has not become one.
+    fn end_pod(&mut self, signal: u32) {
+        self.prepared = None;
+        if let GuestState::Booting(booting) = &self.guest {
+            booting.abort();
+            self.guest = GuestState::None;
+            self.release_network();
+        }
+        let exit = Self::exit_now(SIGNAL_STATUS + signal);
+        let runs = matches!(self.guest, GuestState::Pet(..));
+        for id in self.tasks.ids() {
+            let is_sandbox = self
+                .tasks
+                .task(&id.container)
+                .is_ok_and(|task| task.is_sandbox);
+            // A machine that runs tells its end itself.
+            if is_sandbox || !runs {
+                self.apply(&id, ProcessEvent::Ended(exit));
+            }
+        }
     }
 
     pub(super) fn delete(&mut self, id: ProcessId, reply: Reply<Deleted>) {
@@ -268,16 +308,20 @@ impl Actor {
         let hands = match &self.guest {
             GuestState::Up { hands, .. } => Some(hands.clone()),
             GuestState::Ended { hands, .. } => hands.clone(),
-            GuestState::None | GuestState::Booting(_) => None,
+            GuestState::None | GuestState::Booting(_) | GuestState::Pet(..) => None,
         };
-        tokio::spawn(work::clean(
-            hands,
-            id,
+        if self.is_prepared_pet(&id) {
+            self.prepared = None;
+        }
+        let remains = work::Remains {
+            process: id,
             streams,
             undo,
-            reply,
-            self.outbox.clone(),
-        ));
+            host: Arc::clone(&self.settings.tools.host),
+            hands,
+            link: self.link().ok(),
+        };
+        tokio::spawn(work::clean(remains, reply, self.outbox.clone()));
     }
 
     /// What was left of a process is gone: so is the process.
@@ -322,10 +366,13 @@ impl Actor {
 
     /// The pod is over: its guest, too, and containerd knows all.
     pub(super) async fn end(mut self) {
-        if let GuestState::Up { hands, mut ended } =
-            std::mem::replace(&mut self.guest, GuestState::None)
-        {
-            hands.machine.stop();
+        let running = match std::mem::replace(&mut self.guest, GuestState::None) {
+            GuestState::Up { hands, ended } => Some((hands.machine, ended)),
+            GuestState::Pet(pet, ended) => Some((pet.machine, ended)),
+            GuestState::None | GuestState::Booting(_) | GuestState::Ended { .. } => None,
+        };
+        if let Some((machine, mut ended)) = running {
+            machine.stop();
             let _ = tokio::time::timeout(FLUSH, ended.wait_for(Option::is_some)).await;
         }
         self.release_network();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use podvisor_devices::fs::ExportError;
 use podvisor_proto::ttrpc::Status;
+use podvisor_vmm::OrderError;
 use thiserror::Error;
 
 use super::process::Refusal;
@@ -13,9 +14,14 @@ use crate::guest::boot::BootError;
 use crate::guest::disk::DiskError;
 use crate::host::HostError;
 use crate::io::StdioError;
+use crate::machine::disks::DisksError;
+use crate::machine::seed::SeedPlanError;
+use crate::machine::source::SourceError;
+use crate::machine::store::StoreError;
 use crate::pod::BundleError;
 use crate::pod::cgroup_path::CgroupPathError;
 use crate::pod::guest_spec::GuestSpecError;
+use crate::pod::hardware::HardwareError;
 use crate::pod::network::HostNetworkError;
 use crate::pod::resources::ResourcesError;
 use crate::pod::sizing::SizeError;
@@ -42,6 +48,30 @@ pub enum TaskError {
     /// The pod has no guest, and why.
     #[error("the pod's VM is not running: {0}")]
     NoGuest(String),
+    /// The call is about containers in a guest, and this one is a machine of its own.
+    #[error("this container is a machine of its own: that can be done to containers only")]
+    IsMachine,
+    /// What a container brings cannot be booted.
+    #[error("cannot find the machine's disk")]
+    Source(#[from] SourceError),
+    /// Its disks cannot be used.
+    #[error(transparent)]
+    Disks(#[from] DisksError),
+    /// Its volume cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It cannot be told who it is.
+    #[error(transparent)]
+    Seed(#[from] SeedPlanError),
+    /// The host does not tell what a disk is.
+    #[error("cannot look at a disk")]
+    Origin(#[source] std::io::Error),
+    /// Nothing in the machine takes commands.
+    #[error(
+        "nothing in this machine takes commands yet: neither our agent, which cloud-init starts, nor \
+         qemu-guest-agent answers"
+    )]
+    NoAgent,
     /// The container has not been started, or has ended.
     #[error("{0} is not running")]
     NotRunning(String),
@@ -60,6 +90,9 @@ pub enum TaskError {
     /// No machine fits the limits.
     #[error(transparent)]
     Size(#[from] SizeError),
+    /// No machine has such hardware.
+    #[error(transparent)]
+    Hardware(#[from] HardwareError),
     /// The pod wants the host's network.
     #[error(transparent)]
     HostNetwork(#[from] HostNetworkError),
@@ -69,6 +102,9 @@ pub enum TaskError {
     /// The machine cannot give a container what it asks for.
     #[error(transparent)]
     Resources(#[from] ResourcesError),
+    /// The machine did not do as it was told.
+    #[error("the machine")]
+    Order(#[source] OrderError),
     /// The message makes no sense.
     #[error("{0}")]
     Invalid(String),

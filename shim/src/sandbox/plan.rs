@@ -3,14 +3,17 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use podvisor_annotations::Annotations;
+use podvisor_annotations::value::boot::BootKind;
 use podvisor_proto::agent::v1::ConfigureSandboxRequest;
 
 use super::error::TaskError;
-use crate::annotations::Annotations;
+use crate::annotations;
 use crate::config::Config;
 use crate::guest::MachinePlan;
 use crate::guest::boot::BootPlan;
 use crate::host::{cgroup, host_name};
+use crate::pod::hardware;
 use crate::pod::network::PodNetwork;
 use crate::pod::sizing::Size;
 use crate::pod::{Bundle, cgroup_path, guest_spec};
@@ -26,56 +29,129 @@ pub struct Placement {
     pub release: Release,
 }
 
-/// Plans the guest of pod `id`.
-///
-/// # Errors
-/// [`TaskError`] for what the pod asks and cannot have.
-pub(super) fn boot_plan(
-    id: &str,
-    bundle: &Bundle,
-    config: &Config,
-    placement: &Placement,
-) -> Result<BootPlan, TaskError> {
-    let leaf = leaf(id, bundle, placement)?;
-    let none = HashMap::new();
-    let annotations = bundle.spec.annotations().as_ref().unwrap_or(&none);
-    let annotations = Annotations::parse(annotations, &config.annotations)?;
-    let network = PodNetwork::of_spec(&bundle.spec)?;
-    guest_spec::check_pod(&bundle.spec)?;
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
-    let size = Size::of_pod(bundle.limits()?, &annotations, config.default_memory, cpus)?;
-    size.check_cgroup(cgroup::memory_max(&leaf))?;
-    let sysctls = bundle
-        .spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.sysctl().clone());
-    let hostname = bundle.spec.hostname().clone();
-    let hostname = hostname.filter(|name| !name.is_empty());
-    let sandbox = ConfigureSandboxRequest {
-        sandbox_id: id.to_owned(),
-        hostname: hostname.unwrap_or_else(host_name),
-        domainname: bundle.spec.domainname().clone().unwrap_or_default(),
-        sysctls: sysctls.unwrap_or_default().into_iter().collect(),
-        shm_size_bytes: guest_spec::shared_memory_size(&bundle.spec).unwrap_or_default(),
-        ..ConfigureSandboxRequest::default()
-    };
-    let machine = MachinePlan {
-        size,
-        kernel: config.kernel(&placement.release),
-        initrd: config.initrd(&placement.release),
-        kernel_args: annotations.kernel_args,
-        transparent_huge_pages: config.transparent_huge_pages,
-        nics: Vec::new(),
-    };
-    Ok(BootPlan {
-        machine,
-        network,
-        sandbox,
-        boot_timeout: config.boot_timeout,
-        agent_timeout: config.agent_timeout,
-    })
+/// A pod as containerd described it.
+#[derive(Clone, Debug)]
+pub struct PodPlan {
+    /// Its identifier.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: Bundle,
+    /// What the node's administrator decided.
+    pub config: Config,
+    /// What it asks for by annotations.
+    pub annotations: Annotations,
+    /// Its network.
+    pub network: PodNetwork,
+    /// The release that it runs with.
+    pub release: Release,
+    leaf: PathBuf,
+}
+
+impl PodPlan {
+    /// Plans pod `id`.
+    ///
+    /// # Errors
+    /// [`TaskError`] for what it asks and cannot have.
+    pub(super) fn new(
+        id: &str,
+        bundle: &Bundle,
+        config: Config,
+        placement: &Placement,
+    ) -> Result<Self, TaskError> {
+        let none = HashMap::new();
+        let all = bundle.spec.annotations().as_ref().unwrap_or(&none);
+        let annotations = annotations::read(all, &config.annotations)?;
+        if annotations.boot == Some(BootKind::Container) {
+            annotations::for_containers(&annotations)?;
+        }
+        guest_spec::check_pod(&bundle.spec)?;
+        Ok(Self {
+            id: id.to_owned(),
+            bundle: bundle.clone(),
+            annotations,
+            network: PodNetwork::of_spec(&bundle.spec)?,
+            release: placement.release.clone(),
+            leaf: leaf(id, bundle, placement)?,
+            config,
+        })
+    }
+
+    /// Which kind of pod it is to be.
+    pub fn boot(&self) -> BootKind {
+        self.annotations.boot.unwrap_or(BootKind::Auto)
+    }
+
+    /// The size of its machine; one that is all its container's has no room for a guest of ours.
+    ///
+    /// # Errors
+    /// [`TaskError::Size`].
+    pub fn size(&self, is_machine: bool) -> Result<Size, TaskError> {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+        let (limits, memory) = (self.bundle.limits()?, self.config.default_memory);
+        let of = if is_machine {
+            Size::of_machine
+        } else {
+            Size::of_pod
+        };
+        let size = of(limits, &self.annotations, memory, cpus)?;
+        size.check_cgroup(cgroup::memory_max(&self.leaf))?;
+        Ok(size)
+    }
+
+    /// The pod's host name; the host's for a pod that is given none.
+    pub fn hostname(&self) -> String {
+        let given = self.bundle.spec.hostname().clone();
+        given
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(host_name)
+    }
+
+    /// Plans the guest of a pod of containers.
+    ///
+    /// # Errors
+    /// [`TaskError`] for what it asks and cannot have.
+    pub(super) fn boot_plan(&self) -> Result<BootPlan, TaskError> {
+        let size = self.size(false)?;
+        let spec = &self.bundle.spec;
+        let linux = spec.linux().as_ref();
+        let sysctls = linux.and_then(|linux| linux.sysctl().clone());
+        let sandbox = ConfigureSandboxRequest {
+            sandbox_id: self.id.clone(),
+            hostname: self.hostname(),
+            domainname: spec.domainname().clone().unwrap_or_default(),
+            sysctls: sysctls.unwrap_or_default().into_iter().collect(),
+            shm_size_bytes: guest_spec::shared_memory_size(spec).unwrap_or_default(),
+            ..ConfigureSandboxRequest::default()
+        };
+        let machine = MachinePlan {
+            size,
+            processors: hardware::processors(&self.annotations, size)?,
+            memory_backing: hardware::memory_backing(
+                &self.annotations,
+                self.config.transparent_huge_pages,
+            ),
+            smbios: None,
+            kernel: self.config.kernel(&self.release),
+            initrd: self.config.initrd(&self.release),
+            kernel_args: kernel_args(&self.annotations),
+            nics: Vec::new(),
+            pet: None,
+        };
+        Ok(BootPlan {
+            machine,
+            network: self.network.clone(),
+            sandbox,
+            boot_timeout: self.config.boot_timeout,
+            agent_timeout: self.config.agent_timeout,
+        })
+    }
+}
+
+/// Further words for the guest's kernel.
+pub fn kernel_args(annotations: &Annotations) -> Vec<String> {
+    let words = annotations.kernel_args.words().iter();
+    words.map(|word| (*word).to_owned()).collect()
 }
 
 /// Where in the cgroup tree the server of pod `id` belongs.

@@ -40,19 +40,21 @@ pub enum Undo {
 }
 
 /// Takes things back, the last first. What fails is logged: the rest is still to be done.
-pub async fn undo_all(hands: &Hands, done: Vec<Undo>) {
+/// Of a guest that is gone only what is on the host is taken back.
+pub async fn undo_all(host: &Arc<dyn HostOps>, hands: Option<&Hands>, done: Vec<Undo>) {
     for step in done.into_iter().rev() {
-        match step {
-            Undo::Unmount(target) => {
-                let host = Arc::clone(&hands.host);
+        match (step, hands) {
+            (Undo::Unmount(target), _) => {
+                let host = Arc::clone(host);
                 let unmounted = tokio::task::spawn_blocking(move || host.unmount(&target)).await;
                 if let Ok(Err(error)) = unmounted {
                     tracing::warn!(error = super::error::chain(&error), "a mount is left");
                 }
             }
-            Undo::RemoveExport(name) => remove_export(&hands.machine, name).await,
-            Undo::ReleaseVolume(key) => hands.volumes.release(key).await,
-            Undo::DeleteContainer(container_id) => {
+            (_, None) => {}
+            (Undo::RemoveExport(name), Some(hands)) => remove_export(&hands.machine, name).await,
+            (Undo::ReleaseVolume(key), Some(hands)) => hands.volumes.release(key).await,
+            (Undo::DeleteContainer(container_id), Some(hands)) => {
                 let request = DeleteProcessRequest {
                     container_id,
                     exec_id: String::new(),

@@ -14,19 +14,24 @@ use tokio::sync::{mpsc, watch};
 
 use super::create::{self, ContainerPlan, ExecPlan, Made};
 use super::error::TaskError;
+use super::pet::{PetNews, Started};
+use super::pet_start::Prepared;
 use super::request::{ProcessId, Reply, Request};
 use super::undo::{Hands, Undo, undo_all};
 use crate::guest::Machine;
 use crate::guest::boot::{BootError, Guest};
+use crate::host::HostOps;
 use crate::io::Streams;
 use crate::pod::resources::CpuShare;
 
 /// How long containerd may take for a process's last output.
-const DRAIN: Duration = Duration::from_secs(10);
+pub(super) const DRAIN: Duration = Duration::from_secs(10);
 /// How long a guest may take to write its files back before it is ended.
 const POWER_OFF: Duration = Duration::from_secs(3);
 /// How long a guest may take for a list of processes, which is for information only.
 const LIST: Duration = Duration::from_secs(1);
+/// The pause after an agent that could not be talked to.
+pub(super) const AGENT_PAUSE: Duration = Duration::from_millis(200);
 /// A long poll is made anew after this time.
 const POLL: Duration = Duration::from_secs(3600);
 
@@ -68,8 +73,30 @@ pub(super) enum Message {
     Guest(AgentEvent),
     /// The pod's network is as it was before the pod.
     NetworkReleased,
-    /// The guest does not run any more.
-    GuestEnded(EndReason),
+    /// The guest of that epoch does not run any more.
+    GuestEnded { epoch: u64, reason: EndReason },
+    /// What was to become a container is a machine of its own.
+    IsMachine {
+        plan: Box<ContainerPlan>,
+        reply: Reply<()>,
+    },
+    /// A machine's disks were found, or not.
+    PetPrepared {
+        id: String,
+        result: Result<Box<Prepared>, TaskError>,
+        reply: Reply<()>,
+    },
+    /// A machine boots later: who waits for its start is answered now.
+    PetDelayed { container: String, reply: Reply<()> },
+    /// A machine boots its own system, or does not start.
+    PetStarted {
+        epoch: u64,
+        container: String,
+        result: Box<Result<Started, TaskError>>,
+        reply: Option<Reply<()>>,
+    },
+    /// Something happened in a machine's life.
+    PetNews { epoch: u64, news: PetNews },
     /// Metrics were read.
     Metrics { id: String, metrics: Vec<u8> },
     /// A container's limits were changed.
@@ -81,18 +108,38 @@ pub(super) enum Message {
 /// Where messages go.
 pub(super) type Outbox = mpsc::UnboundedSender<Message>;
 
-pub(super) async fn container(hands: Hands, plan: ContainerPlan, reply: Reply<()>, out: Outbox) {
-    let id = plan.id.clone();
-    let result = create::container(&hands, plan).await;
-    let _ = out.send(Message::Created { id, result, reply });
+/// How processes in a guest are made and steered.
+#[derive(Clone)]
+pub(super) struct Link {
+    /// The guest's machine.
+    pub machine: Arc<dyn Machine>,
+    /// The guest's agent.
+    pub agent: AgentClient,
+    /// Whether the guest is nothing but its containers: it may be ended to end one of them.
+    pub is_expendable: bool,
 }
 
-pub(super) async fn exec(hands: Hands, plan: ExecPlan, reply: Reply<()>, out: Outbox) {
+pub(super) async fn container(
+    hands: Hands,
+    plan: Box<ContainerPlan>,
+    reply: Reply<()>,
+    out: Outbox,
+) {
+    let id = plan.id.clone();
+    let machine = plan.may_be_machine.then(|| plan.clone());
+    let message = match (create::container(&hands, *plan).await, machine) {
+        (Err(TaskError::IsMachine), Some(plan)) => Message::IsMachine { plan, reply },
+        (result, _) => Message::Created { id, result, reply },
+    };
+    let _ = out.send(message);
+}
+
+pub(super) async fn exec(link: Link, plan: ExecPlan, reply: Reply<()>, out: Outbox) {
     let process = ProcessId {
         container: plan.container_id.clone(),
         exec: plan.exec_id.clone(),
     };
-    let result = create::exec(&hands, plan).await;
+    let result = create::exec(&link, plan).await;
     let _ = out.send(Message::ExecCreated {
         process,
         result,
@@ -115,40 +162,51 @@ pub(super) async fn start(agent: AgentClient, process: ProcessId, reply: Reply<(
 
 /// Sends a signal. When not even SIGKILL is answered, the guest is ended: a kill never depends on
 /// it.
-pub(super) async fn signal(hands: Hands, request: SignalProcessRequest, reply: Reply<()>) {
+pub(super) async fn signal(link: Link, request: SignalProcessRequest, reply: Reply<()>) {
     let kills = request.signal == libc::SIGKILL.unsigned_abs();
-    let result = hands.agent.signal_process(request).await;
+    let result = link.agent.signal_process(request).await;
     let stuck = matches!(&result, Err(status) if status.code() == Code::DeadlineExceeded);
-    if kills && stuck {
+    if kills && stuck && link.is_expendable {
         tracing::error!("the guest does not answer to SIGKILL and is ended");
-        hands.machine.stop();
+        link.machine.stop();
         let _ = reply.send(Ok(()));
         return;
     }
     let _ = reply.send(result.map(drop).map_err(TaskError::from));
 }
 
+/// What is left of a process, and what takes it back.
+pub(super) struct Remains {
+    pub process: ProcessId,
+    pub streams: Streams,
+    pub undo: Vec<Undo>,
+    pub host: Arc<dyn HostOps>,
+    /// A guest of containers.
+    pub hands: Option<Hands>,
+    /// The guest's agent.
+    pub link: Option<Link>,
+}
+
 /// Takes back all that a process has.
-pub(super) async fn clean(
-    hands: Option<Hands>,
-    process: ProcessId,
-    streams: Streams,
-    undo: Vec<Undo>,
-    reply: Reply<super::request::Deleted>,
-    out: Outbox,
-) {
+pub(super) async fn clean(remains: Remains, reply: Reply<super::request::Deleted>, out: Outbox) {
+    let Remains {
+        process,
+        streams,
+        undo,
+        host,
+        hands,
+        link,
+    } = remains;
     streams.drain(DRAIN).await;
-    if let Some(hands) = hands {
-        if !process.is_init() {
-            let request = DeleteProcessRequest {
-                container_id: process.container.clone(),
-                exec_id: process.exec.clone(),
-            };
-            // A guest that has ended has forgotten it.
-            let _ = hands.agent.delete_process(request).await;
-        }
-        undo_all(&hands, undo).await;
+    if let Some(link) = link.filter(|_| !process.is_init()) {
+        let request = DeleteProcessRequest {
+            container_id: process.container.clone(),
+            exec_id: process.exec.clone(),
+        };
+        // A guest that has ended has forgotten it.
+        let _ = link.agent.delete_process(request).await;
     }
+    undo_all(&host, hands.as_ref(), undo).await;
     let _ = out.send(Message::Cleaned { process, reply });
 }
 
@@ -192,6 +250,12 @@ pub(super) async fn metrics(
 
 /// Passes on what happens in the guest, in order. A guest whose agent is gone is of no use.
 pub(super) async fn follow_guest(agent: AgentClient, machine: Arc<dyn Machine>, out: Outbox) {
+    pass_on_events(&agent, &out).await;
+    machine.stop();
+}
+
+/// Passes on what an agent tells, in order, until it does so no more.
+pub(super) async fn pass_on_events(agent: &AgentClient, out: &Outbox) {
     let agent = agent.with_options(CallOptions::new().with_timeout(POLL));
     let mut after = 0;
     loop {
@@ -207,7 +271,6 @@ pub(super) async fn follow_guest(agent: AgentClient, machine: Arc<dyn Machine>, 
             Err(status) if status.code() == Code::DeadlineExceeded => {}
             Err(status) => {
                 tracing::debug!(%status, "no more events of the guest");
-                machine.stop();
                 return;
             }
         }
@@ -215,12 +278,17 @@ pub(super) async fn follow_guest(agent: AgentClient, machine: Arc<dyn Machine>, 
 }
 
 /// Tells when the guest has ended.
-pub(super) async fn await_end(mut ended: watch::Receiver<Option<EndReason>>, out: Outbox) {
+pub(super) async fn await_end(
+    mut ended: watch::Receiver<Option<EndReason>>,
+    epoch: u64,
+    out: Outbox,
+) {
     let reason = match ended.wait_for(Option::is_some).await {
         Ok(reason) => reason.clone(),
         Err(_) => None,
     };
-    let _ = out.send(Message::GuestEnded(reason.unwrap_or(EndReason::Killed)));
+    let reason = reason.unwrap_or(EndReason::Killed);
+    let _ = out.send(Message::GuestEnded { epoch, reason });
 }
 
 /// Ends the guest: asks it to write its files back, and does not wait long.

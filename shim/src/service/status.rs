@@ -24,15 +24,23 @@ fn code(error: &TaskError) -> Code {
     match error {
         TaskError::NotFound(_) => Code::NotFound,
         TaskError::Exists(_) => Code::AlreadyExists,
-        TaskError::Refused { .. } | TaskError::NoGuest(_) | TaskError::NotRunning(_) => {
-            Code::FailedPrecondition
-        }
+        TaskError::Refused { .. }
+        | TaskError::NoGuest(_)
+        | TaskError::NotRunning(_)
+        | TaskError::IsMachine
+        | TaskError::NoAgent
+        | TaskError::Order(_)
+        | TaskError::Disks(_)
+        | TaskError::Store(_) => Code::FailedPrecondition,
         TaskError::Annotation(_)
         | TaskError::Size(_)
         | TaskError::HostNetwork(_)
         | TaskError::Spec(_)
         | TaskError::Resources(_)
         | TaskError::Invalid(_)
+        | TaskError::Source(_)
+        | TaskError::Seed(_)
+        | TaskError::Hardware(_)
         | TaskError::Volume(_)
         | TaskError::Bundle(_)
         | TaskError::Cgroup(_)
@@ -44,6 +52,7 @@ fn code(error: &TaskError) -> Code {
         | TaskError::Host(_)
         | TaskError::Export(_)
         | TaskError::Disk(_)
+        | TaskError::Origin(_)
         | TaskError::Mirror(_) => Code::Internal,
         TaskError::Mount { source, .. } => code(source),
         TaskError::Gone => Code::Unavailable,

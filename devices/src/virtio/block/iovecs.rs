@@ -190,7 +190,6 @@ impl Iovecs {
     }
 
     /// What is in the memory now.
-    #[cfg(any(test, feature = "testing"))]
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();

@@ -9,6 +9,7 @@ mod layers;
 mod limit;
 mod qcow2;
 mod raw;
+pub mod reader;
 mod request;
 mod transfer;
 

@@ -12,8 +12,9 @@ use std::time::Duration;
 use podvisor_devices::fs::{ExportError, ExportOptions, Writes};
 use podvisor_proto::agent::v1::*;
 use podvisor_proto::agent::{AGENT_PORT, FORWARD_PORT, PROTOCOL_VERSION, READY_PORT};
+use podvisor_proto::cgroups::Metrics;
 use podvisor_proto::ttrpc::{Server, Status};
-use podvisor_vmm::{EndReason, Phase};
+use podvisor_vmm::{EndReason, OrderError, Phase};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, watch};
@@ -21,8 +22,8 @@ use tokio::sync::{Notify, watch};
 use crate::guest::disk::{Disk, DiskError};
 use crate::guest::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
 use crate::host::{
-    ConfineRequest, DiskRequest, HostError, HostOps, NamespaceListeners, NetworkRequest, Nic,
-    RootfsRequest, VolumeOrigin,
+    ConfineRequest, DiskRequest, HostError, HostOps, MacRequest, NamespaceListeners,
+    NetworkRequest, Nic, RootfsRequest, VolumeOrigin,
 };
 use crate::pod::files::PodFiles;
 use crate::pod::volume::Propagation;
@@ -33,10 +34,15 @@ pub struct Guest {
     pub state: Mutex<State>,
     changed: Notify,
     end: Mutex<Option<watch::Sender<Option<EndReason>>>>,
+    restart: Mutex<Option<watch::Sender<u64>>>,
+    /// The far end of the console.
+    pub console: Mutex<Option<DuplexStream>>,
 }
 
 #[derive(Default)]
 pub struct State {
+    /// Machines launched so far; whether each was one with a disk of its own.
+    pub launched: Vec<bool>,
     /// (container, exec) of all processes.
     pub processes: BTreeSet<(String, String)>,
     pub exports: BTreeSet<String>,
@@ -59,9 +65,22 @@ pub struct State {
     pub refuses: bool,
     /// The agent never becomes ready.
     pub silent: bool,
+    /// Nothing can be booted.
+    pub unbootable: bool,
+    /// No agent comes up after the boot stage.
+    pub agentless: bool,
+    /// Boot stages so far.
+    pub boots: usize,
 }
 
 impl Guest {
+    /// Resets the machine.
+    pub fn restart(&self) {
+        if let Some(restart) = &*self.restart.lock().unwrap() {
+            restart.send_modify(|count| *count += 1);
+        }
+    }
+
     pub fn end(&self, reason: EndReason) {
         if let Some(end) = &*self.end.lock().unwrap() {
             end.send_if_modified(|ended| {
@@ -91,12 +110,21 @@ impl Guest {
 pub struct FakeLauncher(pub Arc<Guest>);
 
 impl Launcher for FakeLauncher {
-    fn launch(&self, _plan: MachinePlan) -> Result<Launched, LaunchError> {
+    fn launch(&self, plan: MachinePlan) -> Result<Launched, LaunchError> {
         let (end, ended) = watch::channel(None);
         *self.0.end.lock().unwrap() = Some(end);
+        let (restart, restarts) = watch::channel(0);
+        *self.0.restart.lock().unwrap() = Some(restart);
+        self.0
+            .state
+            .lock()
+            .unwrap()
+            .launched
+            .push(plan.pet.is_some());
         Ok(Launched {
             machine: Arc::new(FakeMachine(Arc::clone(&self.0))),
             ended,
+            restarts,
         })
     }
 }
@@ -110,6 +138,24 @@ impl Machine for FakeMachine {
 
     fn console_tail(&self) -> Vec<u8> {
         b"the last line of the console\r\n".to_vec()
+    }
+
+    fn console(&self) -> Stream {
+        let (ours, theirs) = tokio::io::duplex(1 << 12);
+        *self.0.console.lock().unwrap() = Some(theirs);
+        Box::new(ours)
+    }
+
+    fn press_power_button(&self) {
+        self.0.end(EndReason::Shutdown);
+    }
+
+    fn pause(&self) -> Result<(), OrderError> {
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), OrderError> {
+        Ok(())
     }
 
     fn timeline(&self) -> Vec<Phase> {
@@ -368,6 +414,12 @@ impl Agent for FakeAgent {
         }
     }
     async fn boot_machine(&self, _: BootMachineRequest) -> Result<BootMachineResponse, Status> {
+        let mut state = self.0.state.lock().unwrap();
+        state.boots += 1;
+        state.silent = state.agentless;
+        if state.unbootable {
+            return Err(Status::failed_precondition("disk boot: no partition table"));
+        }
         Ok(BootMachineResponse::default())
     }
     async fn start_machine(&self, _: StartMachineRequest) -> Result<StartMachineResponse, Status> {
@@ -384,6 +436,9 @@ pub struct FakeHost(pub Arc<Guest>);
 impl HostOps for FakeHost {
     fn open_taps(&self, _: &NetworkRequest) -> Result<Vec<Nic>, HostError> {
         Ok(Vec::new())
+    }
+    fn set_macs(&self, _: &MacRequest) -> Result<(), HostError> {
+        Ok(())
     }
     fn redirect(&self, _: &NetworkRequest) -> Result<NetworkConfig, HostError> {
         self.0.state.lock().unwrap().redirected = true;
@@ -432,6 +487,9 @@ impl HostOps for FakeHost {
     fn write_pod_files(&self, files: &PodFiles) -> Result<(), HostError> {
         self.0.state.lock().unwrap().files = Some(files.clone());
         Ok(())
+    }
+    fn metrics(&self, _: &Path) -> Result<Metrics, HostError> {
+        Ok(Metrics::default())
     }
     fn confine(&self, request: &ConfineRequest) -> Result<(), HostError> {
         self.0.state.lock().unwrap().cpus.clone_from(&request.cpus);

@@ -1,6 +1,7 @@
 //! A pod over a guest that is a table, through the very service that containerd calls.
 
 mod fake;
+mod machines;
 mod ports;
 mod resources;
 mod sandboxer;
@@ -50,11 +51,12 @@ impl Pod {
 
     fn placed(cgroup: Option<PathBuf>) -> Self {
         let guest = Arc::new(Guest::default());
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("podvisor-agent"), "a program").unwrap();
         let placement = Placement {
             cgroup,
-            release: Release::of_this_program().unwrap(),
+            release: Release::at(folder.path()),
         };
-        let folder = tempfile::tempdir().unwrap();
         let (actor, sandbox) = Actor::new(Settings {
             placement: Ok(placement),
             tools: BootTools {
@@ -85,6 +87,11 @@ impl Pod {
     }
 
     fn bundle(&self, id: &str, kind: &str) -> String {
+        self.annotated_bundle(id, kind, "")
+    }
+
+    /// A bundle with more annotations, each as `,"key":"value"`.
+    fn annotated_bundle(&self, id: &str, kind: &str, annotations: &str) -> String {
         let bundle = self.folder.path().join(id);
         std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
         let score = if kind == "sandbox" { -998 } else { 900 };
@@ -92,7 +99,7 @@ impl Pod {
             r#"{{"ociVersion":"1.1.0","root":{{"path":"rootfs"}},
                 "process":{{"cwd":"/","args":["sh"],"user":{{"uid":0,"gid":0}},"oomScoreAdj":{score}}},
                 "annotations":{{"io.kubernetes.cri.container-type":"{kind}",
-                                "io.kubernetes.cri.sandbox-id":"{SANDBOX}"}},
+                                "io.kubernetes.cri.sandbox-id":"{SANDBOX}"{annotations}}},
                 "linux":{{"namespaces":[{{"type":"pid"}},{{"type":"ipc"}},
                     {{"type":"network","path":"/run/netns/x"}}]}}}}"#
         );

@@ -130,6 +130,21 @@ pub fn open(
     chain.disk(Stack::new(top, below))
 }
 
+/// Opens the first `len` bytes of a raw image as a disk.
+///
+/// # Errors
+/// What the host does not do.
+pub fn open_part(
+    file: File,
+    len: u64,
+    options: ImageOptions,
+) -> Result<Box<dyn DiskBackend>, ImageError> {
+    let mut chain = Chain::new(options.cache);
+    chain.add_file(file)?;
+    let transfers = transfer::open(chain.files).map_err(host("make the disk's queue"))?;
+    Ok(Box::new(RawDisk::new(transfers, len, options.cache)))
+}
+
 /// Opens an image as a disk whose writes go to `layer`, an empty file of the caller's that is open
 /// for reading and writing ([`layer_file`] makes one). The image is only read. What was
 /// written is gone with the backend, which outlives a virtio device's reset.

@@ -1,0 +1,243 @@
+//! A block device as a disk. It has no names to tell its states by, so its content does: zeros at
+//! its begin mean that it is empty, a mark there that a fill was begun. The begin is written last.
+
+use std::fs::File;
+use std::io::{self, Seek as _, SeekFrom};
+use std::os::unix::fs::FileExt as _;
+
+use super::fill::{Content, Fill, PIECE_LEN, Progress, copy};
+use super::{BLOCK, Found, Origin, Record, StoreError, StoredDisk, failed};
+
+/// What a fill writes first, and a record begins with.
+const FILL_MARK: &[u8; 16] = b"podvisor filling";
+const RECORD_MARK: &[u8; 16] = b"podvisor origin\0";
+/// How much of a device is looked at: boot records, partition tables and all common file systems have
+/// something in it.
+const HEAD_LEN: usize = 1 << 20;
+/// What a device writes as a whole or not at all.
+const SECTOR_LEN: usize = 512;
+/// The end of a filled device that is kept from the guest, for the record.
+const TAIL_LEN: u64 = 1 << 20;
+/// The record's place is so far from the device's end.
+const RECORD_LEN: usize = 4096;
+
+/// The fill of an empty block device.
+#[derive(Debug)]
+pub struct BlockFill {
+    device: File,
+    device_len: u64,
+    origin: Origin,
+}
+
+/// Looks at what is on a device.
+pub(super) fn open(
+    mut device: File,
+    read_only: bool,
+    origin: Option<Origin>,
+) -> Result<Found, StoreError> {
+    let looking = failed(BLOCK, "read");
+    let device_len = device.seek(SeekFrom::End(0)).map_err(looking.clone())?;
+    let mut head = vec![0; HEAD_LEN.min(usize::try_from(device_len).unwrap_or(HEAD_LEN))];
+    device
+        .read_exact_at(&mut head, 0)
+        .map_err(looking.clone())?;
+    let is_empty = head.starts_with(FILL_MARK) || head.iter().all(|byte| *byte == 0);
+    if !is_empty {
+        let record = read_record(&device, device_len).map_err(looking)?;
+        let tail = if record.is_some() { TAIL_LEN } else { 0 };
+        return Ok(Found::Disk(StoredDisk {
+            file: device,
+            len: device_len - tail,
+            read_only,
+            record,
+        }));
+    }
+    match origin {
+        None => Err(StoreError::Empty { volume: BLOCK }),
+        Some(_) if read_only => Err(StoreError::ReadOnly { volume: BLOCK }),
+        Some(origin) => Ok(Found::Empty(Fill::Block(BlockFill {
+            device,
+            device_len,
+            origin,
+        }))),
+    }
+}
+
+/// Where the record of a device lies; None on one that is too small to have one.
+fn record_offset(device_len: u64) -> Option<u64> {
+    device_len.checked_sub(TAIL_LEN)?;
+    device_len.checked_sub(RECORD_LEN as u64)
+}
+
+fn read_record(device: &File, device_len: u64) -> io::Result<Option<Record>> {
+    let Some(offset) = record_offset(device_len) else {
+        return Ok(None);
+    };
+    let mut place = [0; RECORD_LEN];
+    device.read_exact_at(&mut place, offset)?;
+    let json = place.strip_prefix(RECORD_MARK).map(|json| {
+        let end = json.iter().position(|byte| *byte == 0);
+        json.get(..end.unwrap_or(json.len())).unwrap_or_default()
+    });
+    Ok(json.and_then(|json| serde_json::from_slice(json).ok()))
+}
+
+impl BlockFill {
+    pub(super) fn run(
+        self,
+        content: &mut dyn Content,
+        progress: Progress<'_>,
+    ) -> Result<StoredDisk, StoreError> {
+        let (room, needed) = (self.device_len, content.disk_len());
+        if needed > room {
+            return Err(StoreError::TooSmall {
+                volume: BLOCK,
+                room,
+                needed,
+            });
+        }
+        let record = Record::new(self.origin.clone());
+        let record = record.map_err(failed(BLOCK, "number the disk on"))?;
+        // A volume of exactly the disk's size has no room for a record.
+        let has_record = needed + TAIL_LEN <= room;
+        let written = self.write(content, has_record.then_some(&record), progress);
+        written.map_err(failed(BLOCK, "fill"))?;
+        Ok(StoredDisk {
+            file: self.device,
+            len: if has_record { room - TAIL_LEN } else { room },
+            read_only: false,
+            record: has_record.then_some(record),
+        })
+    }
+
+    fn write(
+        &self,
+        content: &mut dyn Content,
+        record: Option<&Record>,
+        progress: Progress<'_>,
+    ) -> io::Result<()> {
+        let device = &self.device;
+        let mut mark = [0; SECTOR_LEN];
+        if let Some(place) = mark.get_mut(..FILL_MARK.len()) {
+            place.copy_from_slice(FILL_MARK);
+        }
+        device.write_all_at(&mark, 0)?;
+        device.sync_data()?;
+        // What the device holds beyond its begin is unknown: zeros are written, too.
+        copy(content, PIECE_LEN, true, progress, &mut |data, offset| {
+            device.write_all_at(data, offset)
+        })?;
+        if let (Some(record), Some(offset)) = (record, record_offset(self.device_len)) {
+            let mut place = [RECORD_MARK.as_slice(), &record.to_json()].concat();
+            place.resize(RECORD_LEN, 0);
+            device.write_all_at(&place, offset)?;
+        }
+        let head_len = HEAD_LEN.min(usize::try_from(content.disk_len()).map_err(io::Error::other)?);
+        let mut head = vec![0; head_len];
+        content.read_at(&mut head, 0)?;
+        let (first, rest) = head.split_at(SECTOR_LEN.min(head.len()));
+        device.write_all_at(rest, SECTOR_LEN as u64)?;
+        device.sync_data()?;
+        device.write_all_at(first, 0)?;
+        device.sync_data()
+    }
+}
+
+const _: () = assert!(PIECE_LEN == HEAD_LEN as u64);
+
+#[cfg(test)]
+mod tests {
+    use super::super::fill::tests::Bytes;
+    use super::*;
+
+    fn origin() -> Origin {
+        Origin {
+            image: "debian".to_owned(),
+            file: "debian.qcow2".to_owned(),
+            file_len: 7,
+            modified: 1,
+        }
+    }
+
+    fn device(len: u64) -> File {
+        let device = tempfile::tempfile().unwrap();
+        device.set_len(len).unwrap();
+        device
+    }
+
+    fn look(device: &File) -> Found {
+        open(device.try_clone().unwrap(), false, Some(origin())).unwrap()
+    }
+
+    fn fill(device: &File, content: &mut Bytes) -> Result<StoredDisk, StoreError> {
+        match look(device) {
+            Found::Empty(fill) => fill.run(content, &mut |_, _| {}),
+            Found::Disk(disk) => panic!("not empty: {disk:?}"),
+        }
+    }
+
+    fn content(device: &File, len: usize) -> Vec<u8> {
+        let mut data = vec![0; len];
+        device.read_exact_at(&mut data, 0).unwrap();
+        data
+    }
+
+    #[test]
+    fn an_empty_device_is_filled_once() {
+        let (device, mut bytes) = (device(8 << 20), Bytes::new(3 << 20));
+        // Rests of former use.
+        device.write_all_at(&[7; 4096], (3 << 20) / 2).unwrap();
+        let filled = fill(&device, &mut bytes).unwrap();
+        assert_eq!(filled.len, 7 << 20);
+        let Found::Disk(found) = look(&device) else {
+            panic!("empty");
+        };
+        assert_eq!((found.len, found.record), (filled.len, filled.record));
+        assert!(content(&device, 3 << 20) == bytes.data);
+    }
+
+    #[test]
+    fn an_interrupted_fill_is_done_again() {
+        let (device, mut bytes) = (device(4 << 20), Bytes::new(3 << 20));
+        bytes.broken_at = 2 << 20;
+        assert!(matches!(
+            fill(&device, &mut bytes),
+            Err(StoreError::Io { .. })
+        ));
+        bytes.broken_at = u64::MAX;
+        fill(&device, &mut bytes).unwrap();
+        assert!(content(&device, 3 << 20) == bytes.data);
+    }
+
+    #[test]
+    fn a_device_of_just_the_size_has_no_record() {
+        let (device, mut bytes) = (device(3 << 20), Bytes::new(3 << 20));
+        let filled = fill(&device, &mut bytes).unwrap();
+        assert_eq!((filled.len, filled.record), (3 << 20, None));
+        let Found::Disk(found) = look(&device) else {
+            panic!("empty");
+        };
+        assert_eq!((found.len, found.record), (3 << 20, None));
+    }
+
+    #[test]
+    fn a_small_device_is_refused_with_both_sizes() {
+        let (device, mut bytes) = (device(2 << 20), Bytes::new(3 << 20));
+        let error = fill(&device, &mut bytes).unwrap_err().to_string();
+        assert!(
+            error.contains("2097152") && error.contains("3145728"),
+            "{error}"
+        );
+        assert!(content(&device, 4096).iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn what_holds_data_is_left_alone() {
+        let device = device(2 << 20);
+        device.write_all_at(b"somebody's", 1 << 18).unwrap();
+        assert!(matches!(
+            look(&device),
+            Found::Disk(StoredDisk { record: None, .. })
+        ));
+    }
+}

@@ -1,0 +1,461 @@
+//! From a pod's and its container's spec to a plan for a machine that boots its own disk.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use oci_spec::runtime::{Mount, Spec};
+use podvisor_annotations::value::boot::BootDevice;
+use podvisor_annotations::value::disk::{CacheMode as Cache, Disk};
+use podvisor_annotations::value::guest::PowerAction;
+use podvisor_devices::virtio::block::image::CacheMode;
+use podvisor_proto::agent::v1::boot_source::Kind as BootFrom;
+use podvisor_proto::agent::v1::{BootMachineRequest, BootSource, NetworkConfig};
+use podvisor_seed::{GuestMount, MountSource};
+use podvisor_vmm::ResetPolicy;
+
+use super::error::TaskError;
+use super::plan::{PodPlan, kernel_args};
+use crate::guest::pet::BootStage;
+use crate::guest::pet_disk::{DiskOptions, PetDisk};
+use crate::guest::{MachinePlan, PetParts, SharedFolder};
+use crate::host::{DiskRequest, HostOps};
+use crate::machine::disks::{
+    BOOT_SERIAL, BootDisk, DiskSet, DisksError, OpenDisks, open_for_reading,
+};
+use crate::machine::identity::Identity;
+use crate::machine::seed::{SeedPlan, user_data};
+use crate::machine::source::{DISK_FOLDER, Kind, Source, Volume};
+use crate::machine::store::{self, Found, Origin};
+use crate::pod::hardware;
+use crate::pod::network::PodNetwork;
+use crate::pod::{Bundle, block_devices, volume};
+
+/// The export that a machine without a disk has its root on.
+const TREE: &str = "root";
+/// The seed disk's serial number.
+const SEED_SERIAL: &str = "podvisor-seed";
+/// What containers get mounted and machines have of their own.
+const OWN_FILES: [&str; 5] = [
+    "/etc/hosts",
+    "/etc/hostname",
+    "/etc/resolv.conf",
+    "/dev/shm",
+    "/dev/termination-log",
+];
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Where CRI tells an image's name, and who the pod is.
+const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
+const POD_NAME: &str = "io.kubernetes.cri.sandbox-name";
+const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+
+/// A machine to be started.
+pub(super) struct PetPlan {
+    /// Its disks.
+    pub disks: DiskSet,
+    /// The pod's network.
+    pub network: PodNetwork,
+    /// How it boots.
+    pub stage: BootStage,
+    /// What it consists of beside disks and cards.
+    pub machine: MachinePlan,
+    /// What it is told of itself.
+    pub seed: SeedPlan,
+    /// What its transcript is to begin with.
+    pub notes: Vec<String>,
+    /// Who it is.
+    pub identity: Identity,
+}
+
+/// What is looked at to make a plan.
+struct Input<'a> {
+    pod: &'a PodPlan,
+    spec: &'a Spec,
+    root: &'a Path,
+    host: &'a dyn HostOps,
+}
+
+impl PetPlan {
+    /// The plan for the container of `bundle`, whose root file system is at `root`. Blocks.
+    ///
+    /// # Errors
+    /// [`TaskError`] for what it cannot have.
+    pub fn of(
+        pod: &PodPlan,
+        bundle: &Bundle,
+        root: &Path,
+        host: &dyn HostOps,
+    ) -> Result<Self, TaskError> {
+        let spec = &bundle.spec;
+        let source = Source::find(spec, root, Kind::Machine)?;
+        let source = source.ok_or(TaskError::IsMachine)?;
+        let input = Input {
+            pod,
+            spec,
+            root,
+            host,
+        };
+        let identity = identity(pod);
+        let mut notes = Vec::new();
+        let is_tree = source == Source::Tree;
+        let boot_path = boot_path(&source);
+        let boot = input.boot_disk(source, bundle, &mut notes)?;
+        let disks = DiskSet {
+            boot,
+            others: input.other_disks()?,
+        };
+        let (shares, mounts) = input.shares(is_tree)?;
+        let annotations = &pod.annotations;
+        let pet = PetParts {
+            disks: Vec::new(),
+            shares,
+            on_reset: match annotations.on_reboot {
+                None | Some(PowerAction::Restart) => ResetPolicy::Restart,
+                Some(PowerAction::Stop) => ResetPolicy::End,
+            },
+            generation: 0,
+            watchdog: annotations
+                .watchdog
+                .map(|limit| Duration::from_secs(limit.get().into())),
+        };
+        let size = pod.size(true)?;
+        let serial = identity.serial();
+        let smbios = hardware::smbios(&annotations.smbios, identity.uuid(), &serial)?;
+        let transparent = pod.config.transparent_huge_pages;
+        Ok(Self {
+            network: pod.network.clone(),
+            stage: BootStage {
+                request: BootMachineRequest {
+                    sources: boot_sources(
+                        &disks,
+                        annotations.boot_order.as_slice(),
+                        boot_path,
+                        is_tree,
+                    )?,
+                    kernel_args: kernel_args(annotations),
+                    ..BootMachineRequest::default()
+                },
+                boot_timeout: pod.config.boot_timeout,
+                agent_timeout: pod.config.agent_timeout,
+            },
+            disks,
+            machine: MachinePlan {
+                size,
+                processors: hardware::processors(annotations, size)?,
+                memory_backing: hardware::memory_backing(annotations, transparent),
+                smbios: Some(smbios),
+                kernel: pod.config.kernel(&pod.release),
+                initrd: pod.release.machine_initrd(),
+                kernel_args: Vec::new(),
+                nics: Vec::new(),
+                pet: Some(pet),
+            },
+            seed: input.seed(&identity, mounts)?,
+            notes,
+            identity,
+        })
+    }
+}
+
+fn identity(pod: &PodPlan) -> Identity {
+    let annotation = |key: &str| {
+        let all = pod.bundle.spec.annotations().as_ref();
+        all.and_then(|all| all.get(key)).cloned()
+    };
+    Identity {
+        namespace: annotation(POD_NAMESPACE).unwrap_or_default(),
+        name: annotation(POD_NAME).unwrap_or_else(|| pod.id.clone()),
+    }
+}
+
+/// Where the container sees what it boots; None for what is not a volume.
+fn boot_path(source: &Source) -> Option<&'static str> {
+    match source {
+        Source::Volume(Volume::Block(_), _) => Some("/"),
+        Source::Volume(Volume::Folder { .. }, _) | Source::Image(_) => Some(DISK_FOLDER),
+        Source::Tree => None,
+    }
+}
+
+impl Input<'_> {
+    fn boot_disk(
+        &self,
+        source: Source,
+        bundle: &Bundle,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<(BootDisk, DiskOptions)>, TaskError> {
+        let path = boot_path(&source).unwrap_or_default();
+        let options = options(self.annotated(path), BOOT_SERIAL);
+        let boot = match source {
+            Source::Tree => return Ok(None),
+            Source::Image(image) => {
+                // Whether it is a disk shows now, when somebody waits for the answer.
+                open_for_reading(&image)?;
+                BootDisk::Image(image, bundle.path.clone())
+            }
+            Source::Volume(volume, image) => {
+                let origin = image.as_ref().map(|image| {
+                    let name = self.annotation(IMAGE_NAME).unwrap_or_default();
+                    Origin::of(name, &image.name, &image.file)
+                });
+                let origin = origin.transpose().map_err(TaskError::Origin)?;
+                match (store::open(self.host, &volume, origin.clone())?, image) {
+                    (Found::Disk(stored), _) => {
+                        let filled_from = stored.record.as_ref().map(|record| &record.origin);
+                        if let (Some(before), Some(now)) = (filled_from, &origin)
+                            && before.differs(now)
+                        {
+                            notes.push(format!(
+                                "the image's disk {} is not the one that this volume was filled from ({} of {}): \
+                                 the volume stays as it is",
+                                now.file, before.file, before.image
+                            ));
+                        }
+                        BootDisk::Volume(stored)
+                    }
+                    (Found::Empty(fill), Some(image)) => {
+                        open_for_reading(&image)?;
+                        BootDisk::Fill(fill, image)
+                    }
+                    // Only an origin makes a volume one to fill.
+                    (Found::Empty(_), None) => return Err(TaskError::Gone),
+                }
+            }
+        };
+        Ok(Some((boot, options)))
+    }
+
+    /// The container's other block devices.
+    fn other_disks(&self) -> Result<Vec<(store::StoredDisk, DiskOptions)>, TaskError> {
+        let Some(linux) = self.spec.linux() else {
+            return Ok(Vec::new());
+        };
+        let devices = linux.devices().as_deref().unwrap_or_default();
+        let mut disks = Vec::new();
+        for block in block_devices::of(linux) {
+            let Some(device) = devices.get(block.index) else {
+                continue;
+            };
+            let path = device.path().display().to_string();
+            if path == "/" {
+                continue;
+            }
+            let serial = format!("disk{}", disks.len());
+            let mut options = options(self.annotated(&path), &serial);
+            options.path = path;
+            disks.push((self.stored(block.disk)?, options));
+        }
+        Ok(disks)
+    }
+
+    fn stored(&self, disk: DiskRequest) -> Result<store::StoredDisk, TaskError> {
+        let file = self.host.open_disk(&disk)?;
+        Ok(store::whole_device(file, disk.read_only)?)
+    }
+
+    /// What the pod says of a disk.
+    fn annotated(&self, path: &str) -> Option<&Disk> {
+        let disks = &self.pod.annotations.disks;
+        disks.iter().find(|disk| disk.path.as_str() == path)
+    }
+
+    fn annotation(&self, key: &str) -> Option<&str> {
+        let all = self.spec.annotations().as_ref()?;
+        all.get(key).map(String::as_str)
+    }
+
+    /// The container's bind mounts but those that a machine has of its own.
+    fn volumes(&self) -> impl Iterator<Item = &Mount> {
+        let mounts = self.spec.mounts().as_deref().unwrap_or_default();
+        mounts.iter().filter(|mount| {
+            let options = mount.options().as_deref().unwrap_or_default();
+            let own = OWN_FILES.iter().map(Path::new);
+            volume::is_bind(mount.typ().as_deref(), options)
+                && mount.destination() != Path::new(DISK_FOLDER)
+                && !own.clone().any(|own| own == mount.destination())
+        })
+    }
+
+    /// The folders that the machine shares with its host, and where it mounts them.
+    fn shares(&self, is_tree: bool) -> Result<(Vec<SharedFolder>, Vec<GuestMount>), TaskError> {
+        let (mut shares, mut mounts) = (Vec::new(), Vec::new());
+        if is_tree {
+            shares.push(SharedFolder {
+                name: TREE.to_owned(),
+                folder: self.host.open_path(self.root)?,
+                read_only: false,
+                is_private: true,
+            });
+        }
+        for (number, mount) in self.volumes().enumerate() {
+            let (Some(source), options) = (mount.source(), mount.options()) else {
+                continue;
+            };
+            let options = options.as_deref().unwrap_or_default();
+            volume::classify(source, mount.destination(), options)?;
+            let read_only = options
+                .iter()
+                .any(|option| option == "ro" || option == "rro");
+            let name = format!("volume-{number}");
+            shares.push(SharedFolder {
+                name: name.clone(),
+                folder: self
+                    .host
+                    .open_volume(source, volume::Propagation::Private)?,
+                read_only,
+                is_private: false,
+            });
+            mounts.push(GuestMount {
+                source: MountSource::Share {
+                    tag: podvisor_proto::agent::FS_TAG.to_owned(),
+                    below: name,
+                },
+                target: mount.destination().display().to_string(),
+                read_only,
+            });
+        }
+        Ok((shares, mounts))
+    }
+
+    /// Where the host has what the container would see at `path`.
+    fn source_of(&self, path: &str) -> Option<PathBuf> {
+        let mounts = self.spec.mounts().as_deref().unwrap_or_default();
+        let mount = mounts
+            .iter()
+            .find(|mount| mount.destination() == Path::new(path))?;
+        mount.source().clone()
+    }
+
+    fn seed(&self, identity: &Identity, mounts: Vec<GuestMount>) -> Result<SeedPlan, TaskError> {
+        let annotations = &self.pod.annotations;
+        let process = self.spec.process().as_ref();
+        let environment = process.and_then(|process| process.env().clone());
+        let resolv_conf = self.source_of(RESOLV_CONF);
+        let resolv_conf = resolv_conf.and_then(|path| std::fs::read_to_string(path).ok());
+        Ok(SeedPlan {
+            namespace: identity.namespace.clone(),
+            name: identity.name.clone(),
+            hostname: self.pod.hostname(),
+            ssh_keys: annotations
+                .ssh_keys
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            user: user_data(annotations.cloud_init.as_ref(), |path| self.source_of(path))?,
+            resolv_conf: resolv_conf.unwrap_or_default(),
+            environment: environment
+                .unwrap_or_default()
+                .iter()
+                .filter_map(|entry| {
+                    let (name, value) = entry.split_once('=')?;
+                    Some((name.to_owned(), value.to_owned()))
+                })
+                .collect(),
+            mounts,
+            agent: self.pod.release.agent(),
+        })
+    }
+}
+
+/// How a disk is attached, by what the pod says of it.
+fn options(annotated: Option<&Disk>, serial: &str) -> DiskOptions {
+    let mut options = DiskOptions {
+        serial: serial.to_owned(),
+        queues: 1,
+        ..DiskOptions::default()
+    };
+    let Some(disk) = annotated else {
+        return options;
+    };
+    if let Some(serial) = &disk.serial {
+        options.serial = serial.as_str().to_owned();
+    }
+    options.read_only = disk.ro;
+    options.queues = disk.queues.map_or(1, |queues| queues.get().into());
+    options.pci = disk.pci.map(|slot| slot.get());
+    options.thread = disk.iothread.map(|thread| thread.get());
+    options.iops = disk.iops.map(|limit| limit.get());
+    options.bps = disk.bps.map(|limit| limit.bytes());
+    options.cache = match disk.cache {
+        None | Some(Cache::Writeback) => CacheMode::Writeback,
+        Some(Cache::None) => CacheMode::None,
+        Some(Cache::Unsafe) => CacheMode::Unsafe,
+    };
+    options
+}
+
+/// What the machine boots from, in order: as the pod says, or what makes it a machine.
+fn boot_sources(
+    disks: &DiskSet,
+    order: &[BootDevice],
+    boot_path: Option<&str>,
+    is_tree: bool,
+) -> Result<Vec<BootSource>, TaskError> {
+    let from = |kind| BootSource { kind: Some(kind) };
+    let serial = |options: &DiskOptions| from(BootFrom::DiskSerial(options.serial.clone()));
+    if is_tree && order.is_empty() {
+        return Ok(vec![from(BootFrom::Tree(TREE.to_owned()))]);
+    }
+    let mut sources = Vec::new();
+    for device in order {
+        let BootDevice::Disk(path) = device else {
+            let why =
+                format!("podvisor.io/boot-order: {device}: no machine boots from the network");
+            return Err(TaskError::Invalid(why));
+        };
+        let is_boot = boot_path == Some(path.as_str());
+        let boot = disks.boot.as_ref().filter(|_| is_boot);
+        let boot = boot.map(|(_, options)| options);
+        let other = disks
+            .others
+            .iter()
+            .find(|(_, options)| options.path == path.as_str());
+        let options = boot.or_else(|| other.map(|(_, options)| options));
+        let options = options.ok_or_else(|| {
+            TaskError::Invalid(format!(
+                "podvisor.io/boot-order: no disk of this machine is {path}"
+            ))
+        })?;
+        sources.push(serial(options));
+    }
+    if sources.is_empty() {
+        let all = disks.boot.iter().map(|(_, options)| options);
+        let all = all.chain(disks.others.iter().map(|(_, options)| options));
+        sources.extend(all.map(serial));
+    }
+    Ok(sources)
+}
+
+/// Completes a machine whose disks are open and whose network is known.
+///
+/// # Errors
+/// [`TaskError`] when there is no seed disk.
+pub(super) fn complete(
+    mut machine: MachinePlan,
+    opened: OpenDisks,
+    seed: SeedPlan,
+    identity: &Identity,
+    network: &NetworkConfig,
+) -> Result<MachinePlan, TaskError> {
+    let OpenDisks {
+        mut disks,
+        generation,
+    } = opened;
+    let generation = generation.unwrap_or_else(|| identity.generation());
+    let (seed, len) = seed.disk(network, &format!("{generation:032x}"))?;
+    let options = DiskOptions {
+        serial: SEED_SERIAL.to_owned(),
+        read_only: true,
+        queues: 1,
+        ..DiskOptions::default()
+    };
+    let seed = PetDisk::of_file(seed, len, options).map_err(|source| DisksError::Image {
+        what: "the seed disk".to_owned(),
+        source,
+    })?;
+    disks.push(seed);
+    if let Some(pet) = &mut machine.pet {
+        pet.disks = disks;
+        pet.generation = generation;
+    }
+    Ok(machine)
+}
