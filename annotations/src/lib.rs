@@ -15,9 +15,13 @@
 mod annotations;
 mod definition;
 mod error;
+#[cfg(test)]
+mod generated;
 mod key;
 mod kind;
 mod limits;
+#[cfg(test)]
+mod tests;
 pub mod value;
 
 pub use annotations::Annotations;

@@ -1,6 +1,6 @@
 //! `docs/annotations.schema.json`: for editors, of the annotations of a pod's metadata.
 
-use podvisor_annotations::{DEFINITIONS, Definition, Field, Key, Kind, PREFIX};
+use crate::{DEFINITIONS, Definition, Field, Key, Kind, PREFIX};
 use serde_json::{Map, Value, json};
 
 #[test]
@@ -31,7 +31,7 @@ fn annotation(definition: &Definition) -> Value {
     let mut schema = match definition.kind {
         kind @ (Kind::List { .. } | Kind::Map(_)) => json!({
             "type": "string",
-            "maxLength": podvisor_annotations::value::yaml::MAX_LEN,
+            "maxLength": crate::value::yaml::MAX_LEN,
             "contentMediaType": "application/yaml",
             "contentSchema": value(kind),
         }),

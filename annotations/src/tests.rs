@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use podvisor_annotations::value::boot::BootDevice;
-use podvisor_annotations::value::cloud_init::CloudInit;
-use podvisor_annotations::{AnnotationError, Annotations, Key};
+use crate::value::boot::BootDevice;
+use crate::value::cloud_init::CloudInit;
+use crate::{AnnotationError, Annotations, Key};
 use proptest::prelude::*;
 
 const KEY_ED25519: &str =

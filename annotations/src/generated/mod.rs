@@ -21,7 +21,7 @@ fn check(path: &str, text: &str) {
     assert!(
         there == text,
         "{path} is not what the definition says (line {}): make it again with \
-         {REGENERATE}=1 cargo test -p podvisor-annotations --test generated",
+         {REGENERATE}=1 cargo test -p podvisor-annotations generated",
         differs.map_or("beyond the last".to_owned(), |line| (line + 1).to_string()),
     );
 }

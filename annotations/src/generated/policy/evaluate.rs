@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::{DEFINITIONS, Key, Kind};
 use cel::extractors::This;
 use cel::{Context, Program, Value};
-use podvisor_annotations::{DEFINITIONS, Key, Kind};
 use podvisor_proto::quantity::Quantity;
 use serde_json::json;
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use podvisor_annotations::{DEFINITIONS, Definition, Field, Kind};
+use crate::{DEFINITIONS, Definition, Field, Kind};
 
 const HEAD: &str = "# Annotations
 

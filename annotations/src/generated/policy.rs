@@ -4,8 +4,8 @@ mod evaluate;
 
 use std::fmt::Write as _;
 
-use podvisor_annotations::value::yaml;
-use podvisor_annotations::{DEFINITIONS, Definition, Key, Kind, PREFIX};
+use crate::value::yaml;
+use crate::{DEFINITIONS, Definition, Key, Kind, PREFIX};
 
 /// Amounts as Kubernetes writes them, without a sign.
 pub const QUANTITY: &str =
