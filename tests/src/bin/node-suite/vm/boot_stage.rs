@@ -84,6 +84,7 @@ impl BootStage {
         let (device, host) = Vsock::new(config, io)?;
         let mut devices = vec![DeviceSlot {
             name: "vsock".to_owned(),
+            address: None,
             device: Box::new(device),
         }];
         for (serial, path) in disks {
@@ -154,6 +155,7 @@ fn disk(serial: &str, path: &Path) -> Result<DeviceSlot> {
     };
     Ok(DeviceSlot {
         name: serial.to_owned(),
+        address: None,
         device: Box::new(Block::new(config, backend, thread)?),
     })
 }
