@@ -3,19 +3,18 @@
 
 use std::collections::HashMap;
 
+use podvisor_annotations::value::memory::Balloon;
 use podvisor_annotations::{AnnotationError, Annotations, Key, Limits};
 use thiserror::Error;
 
 /// Keys that this server does not carry out.
-const NOT_SUPPORTED: [Key; 9] = [
+const NOT_SUPPORTED: [Key; 7] = [
     Key::MaxCpus,
     Key::MaxMemory,
     Key::CpuPinning,
     Key::Numa,
     Key::Nics,
     Key::Console,
-    Key::Rng,
-    Key::Balloon,
     Key::OnPoweroff,
 ];
 
@@ -54,6 +53,12 @@ pub fn read(
     let annotations = Annotations::parse(all)?;
     limits.check(&annotations)?;
     let mut given = annotations.given.iter();
+    if annotations.balloon == Some(Balloon::Auto) {
+        return Err(RefusedAnnotation::NotSupported {
+            key: Key::Balloon,
+            value: Balloon::Auto.to_string(),
+        });
+    }
     match given.find(|(key, _)| NOT_SUPPORTED.contains(key)) {
         Some((key, value)) => Err(RefusedAnnotation::NotSupported {
             key: *key,
@@ -92,7 +97,7 @@ mod tests {
             ("podvisor.io/cpus", "many"),
             ("podvisor.io/memory", "12parsecs"),
             ("podvisor.io/kernel-args", "init=/bin/sh"),
-            ("podvisor.io/rng", "1Mi"),
+            ("podvisor.io/console", "virtio"),
         ] {
             let error = read_one(key, value).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains(value), "{error}");

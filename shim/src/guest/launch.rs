@@ -71,7 +71,7 @@ impl Launcher for KvmLauncher {
         )
         .map_err(device("vsock"))?;
         let mut devices = vec![slot("vsock", vsock), slot("fs", file_system(&exports)?)];
-        devices.extend(entropy_and_memory(&io)?);
+        devices.extend(entropy_and_memory(&plan, &io)?);
         for nic in plan.nics {
             devices.push(DeviceSlot {
                 name: nic.name.clone(),
@@ -211,16 +211,21 @@ fn file_system(exports: &Exports) -> Result<VirtioFs, LaunchError> {
     VirtioFs::new(FsConfig::new(tag), exports, &(on_start as _)).map_err(device("fs"))
 }
 
-fn entropy_and_memory(io: &EventLoop) -> Result<[DeviceSlot; 2], LaunchError> {
+fn entropy_and_memory(plan: &MachinePlan, io: &EventLoop) -> Result<[DeviceSlot; 2], LaunchError> {
     let rng = Rng::new(
         RngConfig {
-            bytes_per_second: None,
+            bytes_per_second: plan.entropy_per_second,
         },
         io.clone(),
     )
     .map_err(device("rng"))?;
     // Only free page reporting is used: nobody asks for a smaller guest yet.
-    let (balloon, _) = Balloon::new(BalloonConfig { reporting: true }, io.clone());
+    let (balloon, _) = Balloon::new(
+        BalloonConfig {
+            reporting: plan.reports_free_pages,
+        },
+        io.clone(),
+    );
     Ok([slot("rng", rng), slot("balloon", balloon)])
 }
 

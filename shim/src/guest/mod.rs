@@ -13,6 +13,7 @@ mod vsock;
 
 use std::future::Future;
 use std::io;
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -130,6 +131,10 @@ pub struct MachinePlan {
     pub memory_backing: MemoryBacking,
     /// What it says it is.
     pub smbios: Option<SmbiosConfig>,
+    /// How many bytes of entropy it gets a second; as many as it takes without.
+    pub entropy_per_second: Option<NonZeroU32>,
+    /// Whether pages that it does not use go back to the host.
+    pub reports_free_pages: bool,
     /// Its network cards.
     pub nics: Vec<Nic>,
     /// What it has beside, when it boots a disk of its own.

@@ -1,8 +1,10 @@
 //! What a pod says of its machine's processors, memory and name plates.
 
+use std::num::NonZeroU32;
+
 use podvisor_annotations::Annotations;
 use podvisor_annotations::value::cpu::CpuModel as Model;
-use podvisor_annotations::value::memory::Hugepages;
+use podvisor_annotations::value::memory::{Balloon, Hugepages};
 use podvisor_annotations::value::smbios::{Smbios, SmbiosString};
 use podvisor_vmm::config::ConfigError;
 use podvisor_vmm::smbios::{
@@ -77,6 +79,17 @@ pub fn memory_backing(annotations: &Annotations, transparent: bool) -> MemoryBac
         (Some(Hugepages::Mi2), _) => MemoryBacking::HugePages2Mi,
         (Some(Hugepages::Gi1), _) => MemoryBacking::HugePages1Gi,
     }
+}
+
+/// How many bytes of entropy a machine gets a second.
+pub fn entropy_per_second(annotations: &Annotations) -> Option<NonZeroU32> {
+    // More than the device can count is no limit to anybody.
+    NonZeroU32::new(u32::try_from(annotations.rng?.bytes()).unwrap_or(u32::MAX))
+}
+
+/// Whether the pages that a guest does not use go back to the host.
+pub fn reports_free_pages(annotations: &Annotations) -> bool {
+    annotations.balloon != Some(Balloon::Off)
 }
 
 /// What a machine says it is: what the pod says, and else who the pod is.

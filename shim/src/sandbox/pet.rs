@@ -250,7 +250,9 @@ impl Actor {
             tracing::info!(%reason, "the machine has ended");
         } else {
             tracing::error!(%reason, "the machine has ended");
-            if let Some(last_words) = pet.last_words.take() {
+            if self.ending_signal.is_none()
+                && let Some(last_words) = pet.last_words.take()
+            {
                 let _ = last_words.send(reason.to_string());
             }
         }

@@ -143,6 +143,8 @@ impl PetPlan {
                 processors: hardware::processors(annotations, size)?,
                 memory_backing: hardware::memory_backing(annotations, transparent),
                 smbios: Some(smbios),
+                entropy_per_second: hardware::entropy_per_second(annotations),
+                reports_free_pages: hardware::reports_free_pages(annotations),
                 kernel: pod.config.kernel(&pod.release),
                 initrd: pod.release.machine_initrd(),
                 kernel_args: Vec::new(),

@@ -132,6 +132,8 @@ impl PodPlan {
                 self.config.transparent_huge_pages,
             ),
             smbios: None,
+            entropy_per_second: hardware::entropy_per_second(&self.annotations),
+            reports_free_pages: hardware::reports_free_pages(&self.annotations),
             kernel: self.config.kernel(&self.release),
             initrd: self.config.initrd(&self.release),
             kernel_args: kernel_args(&self.annotations),
