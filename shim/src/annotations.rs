@@ -8,14 +8,13 @@ use podvisor_annotations::{AnnotationError, Annotations, Key, Limits};
 use thiserror::Error;
 
 /// Keys that this server does not carry out.
-const NOT_SUPPORTED: [Key; 7] = [
+const NOT_SUPPORTED: [Key; 6] = [
     Key::MaxCpus,
     Key::MaxMemory,
     Key::CpuPinning,
     Key::Numa,
     Key::Nics,
     Key::Console,
-    Key::OnPoweroff,
 ];
 
 /// Annotations that this server cannot honour.

@@ -52,6 +52,8 @@ pub struct VmConfig {
     pub power_button: bool,
     /// What a reset of the guest leads to.
     pub on_reset: ResetPolicy,
+    /// What it leads to when the guest switches itself off.
+    pub on_poweroff: ResetPolicy,
     /// Resets the machine when its guest has started the watchdog and does not come back to it.
     pub watchdog: Option<WatchdogConfig>,
     /// PCI devices. Those without an address get the lowest free ones, in order.

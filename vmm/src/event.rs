@@ -25,6 +25,8 @@ pub enum VmEvent {
 pub enum RestartCause {
     /// The guest asked for it, through ACPI or the keyboard controller.
     Guest,
+    /// The guest switched itself off.
+    PowerOff,
     /// A processor faulted while it handled a double fault.
     TripleFault,
     /// The guest did not come back to its watchdog in time.
@@ -38,6 +40,7 @@ impl From<RestartCause> for EndReason {
     fn from(cause: RestartCause) -> Self {
         match cause {
             RestartCause::Guest => Self::Reset,
+            RestartCause::PowerOff => Self::Shutdown,
             RestartCause::TripleFault => Self::TripleFault,
             RestartCause::Watchdog => Self::Watchdog,
             RestartCause::Owner => Self::Killed,

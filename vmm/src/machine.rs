@@ -17,7 +17,7 @@ use crate::arch::irqchip::KvmMsi;
 use crate::arch::loader::LoadError;
 use crate::arch::{entry, irqchip, msrs};
 use crate::boot::{BootSource, acpi_config};
-use crate::config::{ResetPolicy, VmConfig, WatchdogConfig};
+use crate::config::{VmConfig, WatchdogConfig};
 use crate::event::{EndReason, EventSink, RestartCause};
 use crate::exit::Buses;
 use crate::host::{self, HostError};
@@ -30,7 +30,7 @@ use crate::restart::{PowerOn, PowerOnError, RestartThread, Restarter};
 use crate::smbios::SmbiosError;
 use crate::timeline::Timeline;
 use crate::vcpu::{
-    Control, PinError, StatsError, VcpuCell, VcpuContext, VcpuThreads, prepare_signal,
+    Control, PinError, Policies, StatsError, VcpuCell, VcpuContext, VcpuThreads, prepare_signal,
 };
 
 /// Why a machine could not start. Nothing of it is left.
@@ -210,10 +210,14 @@ impl Parts {
             &config.processors,
         )?));
         timeline.done("vcpus_created");
-        let control = Arc::new(Control::new(threads.cells().len(), config.on_reset));
-        let reset = match config.on_reset {
-            ResetPolicy::End => None,
-            ResetPolicy::Restart => {
+        let policies = Policies {
+            reset: config.on_reset,
+            poweroff: config.on_poweroff,
+        };
+        let control = Arc::new(Control::new(threads.cells().len(), policies));
+        let reset = match policies.has_restart() {
+            false => None,
+            true => {
                 let power_on = PowerOn::of(kvm, &vm, threads.cells())?;
                 Some((BootSource::of(&config, template), power_on))
             }
@@ -334,7 +338,9 @@ fn on_request(
     let (control, threads) = (Arc::clone(control), Arc::downgrade(threads));
     move |request| {
         match request {
-            MachineEvent::PowerOff => control.order_end(EndReason::Shutdown),
+            MachineEvent::PowerOff => {
+                control.order_reset(RestartCause::PowerOff);
+            }
             MachineEvent::AcpiReset | MachineEvent::KeyboardReset => {
                 control.order_reset(RestartCause::Guest);
             }

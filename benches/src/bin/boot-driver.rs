@@ -151,6 +151,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn Err
         console_output: None,
         power_button: false,
         on_reset: ResetPolicy::End,
+        on_poweroff: ResetPolicy::End,
         watchdog: None,
         devices: Vec::new(),
     };

@@ -82,6 +82,7 @@ impl Launcher for KvmLauncher {
         let pet = plan.pet.take();
         let is_pet = pet.is_some();
         let on_reset = pet.as_ref().map(|pet| pet.on_reset).unwrap_or_default();
+        let on_poweroff = pet.as_ref().map(|pet| pet.on_poweroff).unwrap_or_default();
         let generation_id = pet.as_ref().map(|pet| pet.generation);
         let limit = pet.as_ref().and_then(|pet| pet.watchdog);
         let watchdog = limit.map(|limit| WatchdogConfig {
@@ -116,6 +117,7 @@ impl Launcher for KvmLauncher {
             console_output: None,
             terminal: Some(terminal.clone()),
             on_reset,
+            on_poweroff,
             power_button: is_pet,
             watchdog,
             devices,

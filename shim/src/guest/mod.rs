@@ -149,6 +149,8 @@ pub struct PetParts {
     pub shares: Vec<SharedFolder>,
     /// What its reset leads to.
     pub on_reset: ResetPolicy,
+    /// What it leads to when it switches itself off.
+    pub on_poweroff: ResetPolicy,
     /// Changes when its disk is another one.
     pub generation: u128,
     /// How long it may let its watchdog wait, if it has one.

@@ -265,7 +265,8 @@ impl Actor {
 
     fn exit_of_pet(&self, reason: &EndReason) -> Exit {
         let status = match (reason, self.ending_signal) {
-            (EndReason::Shutdown, _) => POWERED_OFF_STATUS,
+            // A reset ends only a machine that is to end by it.
+            (EndReason::Shutdown | EndReason::Reset, _) => POWERED_OFF_STATUS,
             (EndReason::Killed, Some(signal)) => super::ending::SIGNAL_STATUS + signal,
             _ => super::ending::GUEST_ENDED_STATUS,
         };

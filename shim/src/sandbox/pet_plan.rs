@@ -108,10 +108,8 @@ impl PetPlan {
         let pet = PetParts {
             disks: Vec::new(),
             shares,
-            on_reset: match annotations.on_reboot {
-                None | Some(PowerAction::Restart) => ResetPolicy::Restart,
-                Some(PowerAction::Stop) => ResetPolicy::End,
-            },
+            on_reset: policy(annotations.on_reboot.unwrap_or(PowerAction::Restart)),
+            on_poweroff: policy(annotations.on_poweroff.unwrap_or(PowerAction::Stop)),
             generation: 0,
             watchdog: annotations
                 .watchdog
@@ -155,6 +153,13 @@ impl PetPlan {
             notes,
             identity,
         })
+    }
+}
+
+fn policy(action: PowerAction) -> ResetPolicy {
+    match action {
+        PowerAction::Restart => ResetPolicy::Restart,
+        PowerAction::Stop => ResetPolicy::End,
     }
 }
 

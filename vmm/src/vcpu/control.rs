@@ -49,26 +49,50 @@ pub(crate) struct Control {
     changed: Condvar,
     /// Set while processors shall not run, so that a running one need not lock.
     attention: AtomicBool,
-    policy: ResetPolicy,
+    policies: Policies,
+}
+
+/// What becomes of a machine that its guest resets or switches off.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Policies {
+    pub(crate) reset: ResetPolicy,
+    pub(crate) poweroff: ResetPolicy,
+}
+
+impl Policies {
+    /// Whether the machine may start over in place.
+    pub(crate) fn has_restart(self) -> bool {
+        [self.reset, self.poweroff].contains(&ResetPolicy::Restart)
+    }
+
+    fn of(self, cause: RestartCause) -> ResetPolicy {
+        match cause {
+            RestartCause::PowerOff => self.poweroff,
+            RestartCause::Guest
+            | RestartCause::TripleFault
+            | RestartCause::Watchdog
+            | RestartCause::Owner => self.reset,
+        }
+    }
 }
 
 impl Control {
-    /// A switch for `vcpus` threads, all parked at first. With [`ResetPolicy::Restart`] one more
+    /// A switch for `vcpus` threads, all parked at first. With a [`ResetPolicy::Restart`] one more
     /// thread carries out resets.
-    pub(crate) fn new(vcpus: usize, policy: ResetPolicy) -> Self {
+    pub(crate) fn new(vcpus: usize, policies: Policies) -> Self {
         let state = State {
             order: Order::Park,
             reset: None,
             parked: 0,
             alive: vcpus,
-            has_resetter: policy == ResetPolicy::Restart,
+            has_resetter: policies.has_restart(),
             reason: None,
         };
         Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
             attention: AtomicBool::new(true),
-            policy,
+            policies,
         }
     }
 
@@ -160,7 +184,7 @@ impl Control {
         if state.order == Order::End {
             return false;
         }
-        match self.policy {
+        match self.policies.of(cause) {
             ResetPolicy::End => {
                 state.order = Order::End;
                 state.reason.get_or_insert(cause.into());
@@ -241,6 +265,11 @@ mod tests {
 
     use super::*;
 
+    const RESTART: Policies = Policies {
+        reset: ResetPolicy::Restart,
+        poweroff: ResetPolicy::End,
+    };
+
     fn worker(control: &Arc<Control>) -> thread::JoinHandle<Option<EndReason>> {
         let control = Arc::clone(control);
         thread::spawn(move || {
@@ -255,7 +284,7 @@ mod tests {
 
     #[test]
     fn processors_park_and_run_again_any_number_of_times() {
-        let control = Arc::new(Control::new(3, ResetPolicy::End));
+        let control = Arc::new(Control::new(3, Policies::default()));
         let workers: Vec<_> = (0..3).map(|_| worker(&control)).collect();
         for _ in 0..50 {
             assert!(control.wait_parked());
@@ -273,7 +302,7 @@ mod tests {
 
     #[test]
     fn the_first_reason_stays_and_an_ended_machine_takes_no_order() {
-        let control = Arc::new(Control::new(1, ResetPolicy::End));
+        let control = Arc::new(Control::new(1, Policies::default()));
         let worker = worker(&control);
         assert!(control.order_reset(RestartCause::TripleFault));
         control.order_end(EndReason::Killed);
@@ -301,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_reset_parks_all_processors_and_leaves_the_owners_order_as_it_is() {
-        let control = Arc::new(Control::new(2, ResetPolicy::Restart));
+        let control = Arc::new(Control::new(2, RESTART));
         let workers: Vec<_> = (0..2).map(|_| worker(&control)).collect();
         assert!(control.order_reset(RestartCause::Owner));
         assert_eq!(control.wait_reset(), Some(RestartCause::Owner));
@@ -328,7 +357,7 @@ mod tests {
 
     #[test]
     fn resets_from_everywhere_are_carried_out_until_the_end() {
-        let control = Arc::new(Control::new(3, ResetPolicy::Restart));
+        let control = Arc::new(Control::new(3, RESTART));
         let workers: Vec<_> = (0..3).map(|_| worker(&control)).collect();
         let resetter = resetter(&control);
         control.order_run();

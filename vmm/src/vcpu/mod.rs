@@ -7,7 +7,7 @@ mod stats;
 mod thread;
 
 pub(crate) use cell::VcpuCell;
-pub(crate) use control::Control;
+pub(crate) use control::{Control, Policies};
 pub use pinning::PinError;
 pub use stats::{ExitCounts, StatsError};
 pub(crate) use thread::{VcpuContext, VcpuThreads, prepare_signal};

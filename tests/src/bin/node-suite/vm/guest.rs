@@ -63,6 +63,7 @@ impl Guest {
             console_output: None,
             power_button: false,
             on_reset: ResetPolicy::End,
+            on_poweroff: ResetPolicy::End,
             watchdog: None,
             devices: Vec::new(),
         };
