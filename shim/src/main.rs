@@ -9,9 +9,11 @@
 //!                                      ├─► pod   (what a spec asks for; pure)
 //!                                      ├─► host  (privileged work)
 //!                                      ├─► io    (standard streams)
-//!                                      └─► forward (connections to the pod's ports)
+//!                                      ├─► forward (connections to the pod's ports)
+//!                                      └─► addresses (what a machine asks its network)
 //! ```
 
+mod addresses;
 mod annotations;
 mod arguments;
 mod bootstrap;

@@ -6,10 +6,12 @@ use std::path::Path;
 use super::Check;
 
 /// Modules that the pod network needs: what they are for.
-const MODULES: [(&str, &str); 3] = [
+const MODULES: [(&str, &str); 5] = [
     ("sch_ingress", "redirects a pod's traffic into its machine"),
     ("cls_matchall", "redirects a pod's traffic into its machine"),
     ("act_mirred", "redirects a pod's traffic into its machine"),
+    ("cls_u32", "answers a machine that asks for its address"),
+    ("act_gact", "answers a machine that asks for its address"),
 ];
 /// Controllers that a pod's limits need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];

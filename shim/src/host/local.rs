@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -13,9 +14,10 @@ use podvisor_proto::cgroups::Metrics;
 
 use super::route_socket::RouteSocket;
 use super::{
-    ConfineRequest, DiskRequest, HostError, HostOps, MacRequest, NamespaceListeners,
+    ConfineRequest, DiskRequest, HostError, HostOps, LinkSocket, MacRequest, NamespaceListeners,
     NetworkRequest, Nic, RootfsRequest, VolumeOrigin, apparmor, cgroup, cgroup_metrics, disk,
-    listeners, namespace, pod_files, redirect, rootfs, scan, setup, volume, volume_origin,
+    link_socket, listeners, namespace, neighbours, pod_files, questions, redirect, rootfs, scan,
+    setup, volume, volume_origin,
 };
 use crate::machine::identity;
 use crate::pod::files::PodFiles;
@@ -82,6 +84,28 @@ impl HostOps for LocalHost {
                 redirect::join(&mut socket, link.index, tap)?;
             }
             Ok(config)
+        })?
+    }
+
+    fn open_links(&self, request: &NetworkRequest) -> Result<Vec<LinkSocket>, HostError> {
+        namespace::within(&request.namespace, || {
+            let mut socket = RouteSocket::open()?;
+            let links = scan::links(&mut socket)?;
+            let config = scan::network(&mut socket, &links)?;
+            let mut sockets = Vec::with_capacity(links.len());
+            for (number, link) in links.into_iter().enumerate() {
+                let tap = redirect::index_of(&mut socket, &format!("{TAP_PREFIX}{number}"))?;
+                let gateways = gateways(&config, &link.name);
+                let neighbours = neighbours::resolve(&mut socket, link.index, &gateways)?;
+                let fd = link_socket::open(tap)?;
+                questions::keep(&mut socket, tap)?;
+                sockets.push(LinkSocket {
+                    interface: link.name,
+                    fd,
+                    neighbours,
+                });
+            }
+            Ok(sockets)
         })?
     }
 
@@ -169,6 +193,20 @@ fn failed_open(path: &Path) -> impl FnOnce(io::Error) -> HostError {
         path: path.to_owned(),
         source,
     }
+}
+
+/// The IPv6 gateways behind an interface that are not known by their link-local address.
+fn gateways(config: &NetworkConfig, interface: &str) -> Vec<Ipv6Addr> {
+    let hops = config.routes.iter().flat_map(|route| &route.next_hops);
+    let hops = hops.filter(|hop| hop.interface == interface);
+    let addresses = hops.filter_map(|hop| <[u8; 16]>::try_from(hop.gateway.as_slice()).ok());
+    let mut gateways: Vec<_> = addresses
+        .map(Ipv6Addr::from)
+        .filter(|gateway| !gateway.is_unicast_link_local())
+        .collect();
+    gateways.sort_unstable();
+    gateways.dedup();
+    gateways
 }
 
 /// Whether an interface is one of our taps.

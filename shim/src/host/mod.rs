@@ -5,13 +5,16 @@ mod apparmor;
 pub mod cgroup;
 mod cgroup_metrics;
 mod disk;
+mod link_socket;
 mod listeners;
 mod local;
 mod mount_options;
 mod mount_table;
 mod namespace;
+mod neighbours;
 mod overlay;
 mod pod_files;
+mod questions;
 pub mod record;
 mod redirect;
 mod rootfs;
@@ -37,6 +40,7 @@ use crate::pod::files::PodFiles;
 
 pub use apparmor::ApparmorError;
 use cgroup::CgroupError;
+pub use link_socket::{LinkSocket, LinkSocketError};
 pub use listeners::{ListenError, NamespaceListeners};
 pub use local::LocalHost;
 pub use namespace::NamespaceError;
@@ -63,6 +67,14 @@ pub trait HostOps: Send + Sync + 'static {
     /// # Errors
     /// [`HostError`].
     fn set_macs(&self, request: &MacRequest) -> Result<(), HostError>;
+
+    /// Opens a socket on every tap for a guest that asks its network for its address, and keeps its
+    /// questions from the cluster's network. Belongs between [`Self::open_taps`] and
+    /// [`Self::redirect`].
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn open_links(&self, request: &NetworkRequest) -> Result<Vec<LinkSocket>, HostError>;
 
     /// Redirects all traffic between interfaces and their taps, and tells the namespace's
     /// addresses, routes, rules and neighbours.
@@ -248,6 +260,9 @@ pub enum HostError {
         /// Why.
         source: TapError,
     },
+    /// A guest cannot be told its addresses.
+    #[error("cannot serve a guest on its tap")]
+    Link(#[from] LinkSocketError),
     /// Connections cannot be taken.
     #[error("cannot take connections to the pod's ports")]
     Listen(#[from] ListenError),

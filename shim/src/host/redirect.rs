@@ -18,8 +18,10 @@ use super::route_socket::{RouteError, RouteSocket};
 
 /// The handle of every ingress queueing discipline, `ffff:`.
 const INGRESS_HANDLE: u32 = 0xffff_0000;
-/// Priority 1 and all protocols (`ETH_P_ALL` in network order), as `tcm_info` has them.
-const FILTER_INFO: u32 = (1 << 16) | 0x0300;
+/// Of all filters on an interface, those that keep something from the network come first.
+const REDIRECT_PRIORITY: u32 = 16;
+/// All protocols (linux/if_ether.h).
+const ETH_P_ALL: u16 = 3;
 
 /// Sets the tap up with the interface's MTU. It gets no address: it is a wire.
 pub(super) fn bring_up(socket: &mut RouteSocket, tap: &str, mtu: u32) -> Result<(), RouteError> {
@@ -54,13 +56,25 @@ pub(super) fn index_of(_socket: &mut RouteSocket, name: &str) -> Result<u32, Rou
 /// Redirects both ways between two interfaces.
 pub(super) fn join(socket: &mut RouteSocket, one: u32, other: u32) -> Result<(), RouteError> {
     for (from, to) in [(one, other), (other, one)] {
+        add_ingress(socket, from)?;
         let create = NLM_F_CREATE | NLM_F_EXCL;
-        let qdisc = RouteNetlinkMessage::NewQueueDiscipline(ingress(from));
-        socket.change("adding an ingress qdisc", qdisc, create)?;
         let filter = RouteNetlinkMessage::NewTrafficFilter(redirect_all(from, to));
         socket.change("adding a redirect", filter, create)?;
     }
     Ok(())
+}
+
+/// Makes the place where an interface's filters are, if it is not there yet.
+pub(super) fn add_ingress(socket: &mut RouteSocket, interface: u32) -> Result<(), RouteError> {
+    let qdisc = RouteNetlinkMessage::NewQueueDiscipline(ingress(interface));
+    let create = NLM_F_CREATE | NLM_F_EXCL;
+    match socket.change("adding an ingress qdisc", qdisc, create) {
+        Err(RouteError::Refused {
+            source: Errno::EEXIST,
+            ..
+        }) => Ok(()),
+        other => other,
+    }
 }
 
 /// Removes an interface's redirect, if it has one.
@@ -77,6 +91,23 @@ pub(super) fn part(socket: &mut RouteSocket, interface: u32) -> Result<(), Route
 
 fn on_interface(index: u32) -> TcMessage {
     TcMessage::with_index(index.cast_signed())
+}
+
+/// A filter's priority and its protocol, which is in network order, as `tcm_info` has them.
+pub(super) fn info(priority: u32, protocol: u16) -> u32 {
+    (priority << 16) | u32::from(protocol.to_be())
+}
+
+/// A filter of what comes in on an interface.
+pub(super) fn filter(interface: u32, info: u32, kind: &str, options: Vec<TcOption>) -> TcMessage {
+    let mut message = on_interface(interface);
+    message.header.parent = TcHandle::from(INGRESS_HANDLE);
+    message.header.info = info;
+    message.attributes = vec![
+        TcAttribute::Kind(kind.to_owned()),
+        TcAttribute::Options(options),
+    ];
+    message
 }
 
 fn ingress(interface: u32) -> TcMessage {
@@ -103,14 +134,11 @@ fn redirect_all(from: u32, to: u32) -> TcMessage {
             mirror,
         ))]),
     ];
-    let mut message = on_interface(from);
-    message.header.parent = TcHandle::from(INGRESS_HANDLE);
-    message.header.info = FILTER_INFO;
-    message.attributes = vec![
-        TcAttribute::Kind(TcFilterMatchAll::KIND.to_owned()),
-        TcAttribute::Options(vec![TcOption::MatchAll(TcFilterMatchAllOption::Action(
-            vec![action],
-        ))]),
-    ];
-    message
+    let action = TcFilterMatchAllOption::Action(vec![action]);
+    filter(
+        from,
+        info(REDIRECT_PRIORITY, ETH_P_ALL),
+        TcFilterMatchAll::KIND,
+        vec![TcOption::MatchAll(action)],
+    )
 }

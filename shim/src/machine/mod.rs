@@ -4,7 +4,6 @@
 pub mod disks;
 pub mod identity;
 pub mod image;
-pub mod networks;
 pub mod seed;
 pub mod source;
 pub mod store;

@@ -9,14 +9,12 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 use podvisor_annotations::value::cloud_init::CloudInit;
-use podvisor_proto::agent::v1::NetworkConfig;
 use podvisor_seed::{
-    Agent, GuestMount, Identity, Resolver, Seed, SeedError, UserData, UserDataError,
+    Agent, GuestMount, Identity, Nic, Resolver, Seed, SeedError, UserData, UserDataError,
 };
 use thiserror::Error;
 
 use super::image::entries;
-use super::networks;
 
 /// Longest document of a user that is read, in bytes; the seed has a limit of its own below it.
 const DOCUMENT_LEN_MAX: u64 = 4 << 20;
@@ -129,11 +127,11 @@ fn read_folder(folder: &Path) -> Result<Vec<(String, Vec<u8>)>, SeedPlanError> {
 }
 
 impl SeedPlan {
-    /// The seed disk of a machine with `network` whose disk is the one called `disk`.
+    /// The seed disk of a machine with these cards whose disk is the one called `disk`.
     ///
     /// # Errors
     /// [`SeedPlanError`].
-    pub fn disk(self, network: &NetworkConfig, disk: &str) -> Result<(File, u64), SeedPlanError> {
+    pub fn disk(self, nics: Vec<Nic>, disk: &str) -> Result<(File, u64), SeedPlanError> {
         let program = std::fs::read(&self.agent).map_err(|source| SeedPlanError::Agent {
             path: self.agent.clone(),
             source,
@@ -145,7 +143,7 @@ impl SeedPlan {
                 ssh_keys: self.ssh_keys,
             },
             user: self.user,
-            nics: networks::seed_nics(network),
+            nics,
             resolver: Resolver::parse(&self.resolv_conf),
             environment: self.environment,
             mounts: self.mounts,

@@ -9,8 +9,8 @@ use podvisor_annotations::value::disk::{CacheMode as Cache, Disk};
 use podvisor_annotations::value::guest::PowerAction;
 use podvisor_devices::virtio::block::image::CacheMode;
 use podvisor_proto::agent::v1::boot_source::Kind as BootFrom;
-use podvisor_proto::agent::v1::{BootMachineRequest, BootSource, NetworkConfig};
-use podvisor_seed::{GuestMount, MountSource};
+use podvisor_proto::agent::v1::{BootMachineRequest, BootSource};
+use podvisor_seed::{GuestMount, MountSource, Nic as SeedNic};
 use podvisor_vmm::ResetPolicy;
 
 use super::error::TaskError;
@@ -441,14 +441,14 @@ pub(super) fn complete(
     opened: OpenDisks,
     seed: SeedPlan,
     identity: &Identity,
-    network: &NetworkConfig,
+    nics: Vec<SeedNic>,
 ) -> Result<MachinePlan, TaskError> {
     let OpenDisks {
         mut disks,
         generation,
     } = opened;
     let generation = generation.unwrap_or_else(|| identity.generation());
-    let (seed, len) = seed.disk(network, &format!("{generation:032x}"))?;
+    let (seed, len) = seed.disk(nics, &format!("{generation:032x}"))?;
     let options = DiskOptions {
         serial: SEED_SERIAL.to_owned(),
         read_only: true,

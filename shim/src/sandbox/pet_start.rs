@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use podvisor_seed::Resolver;
 use podvisor_vmm::EndReason;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -14,10 +15,11 @@ use super::pet_plan::{PetPlan, complete};
 use super::plan::PodPlan;
 use super::request::Reply;
 use super::work::{self, Message, Outbox};
+use crate::addresses;
 use crate::guest::boot::{BootError, BootTools, open_taps, redirect};
 use crate::guest::pet::BootStage;
 use crate::guest::{Launched, Machine, MachinePlan};
-use crate::host::{HostOps, MacRequest, NetworkRequest};
+use crate::host::{HostOps, LinkSocket, MacRequest, NetworkRequest};
 use crate::io::{ConsoleEnds, Stdio};
 use crate::machine::disks::{DiskSet, OpenDisks};
 use crate::machine::identity::Identity;
@@ -168,24 +170,28 @@ async fn launch(
         let opened = open(disks, &mut ends).await?;
         name_interfaces(&network, &identity, tools).await?;
         let nics = open_taps(&network, tools).await?;
-        let config = redirect(&network, tools).await?;
+        let sockets = open_links(&network, tools).await?;
+        let told = addresses::nics(&redirect(&network, tools).await?);
+        let resolver = Resolver::parse(&seed.resolv_conf);
+        let links = addresses::plans(sockets, &told, &resolver, &seed.hostname);
         tools.timeline.done("network");
         let launcher = Arc::clone(&tools.launcher);
         let plan = move || -> Result<Launched, TaskError> {
             let machine = MachinePlan { nics, ..machine };
-            let machine = complete(machine, opened, seed, &identity, &config)?;
+            let machine = complete(machine, opened, seed, &identity, told)?;
             Ok(launcher.launch(machine).map_err(BootError::from)?)
         };
-        tokio::task::spawn_blocking(plan).await?
+        Ok((tokio::task::spawn_blocking(plan).await??, links))
+    };
+    let (launched, links) = match launched.await {
+        Ok(launched) => launched,
+        Err(error) => return Err((error, Some(ends))),
     };
     let Launched {
         machine,
         ended,
         restarts,
-    } = match launched.await {
-        Ok(launched) => launched,
-        Err(error) => return Err((error, Some(ends))),
-    };
+    } = launched;
     tools.timeline.done("vm started");
     let (last_words, words) = oneshot::channel();
     let streams = ends.connect(machine.console(), words);
@@ -223,7 +229,7 @@ async fn launch(
         ended,
         streams,
         last_words,
-        life: tokio::spawn(life.follow()).abort_handle(),
+        life: tokio::spawn(addresses::serve_during(life.follow(), links)).abort_handle(),
     })
 }
 
@@ -242,6 +248,18 @@ async fn name_interfaces(
     };
     let host = Arc::clone(&tools.host);
     Ok(tokio::task::spawn_blocking(move || host.set_macs(&request)).await??)
+}
+
+/// Makes ready to answer the guest when it asks for its addresses.
+async fn open_links(network: &PodNetwork, tools: &BootTools) -> Result<Vec<LinkSocket>, TaskError> {
+    let PodNetwork::Namespace(namespace) = network else {
+        return Ok(Vec::new());
+    };
+    let request = NetworkRequest {
+        namespace: namespace.clone(),
+    };
+    let host = Arc::clone(&tools.host);
+    Ok(tokio::task::spawn_blocking(move || host.open_links(&request)).await??)
 }
 
 /// Opens the disks; fills an empty volume first and tells how far that is.

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, watch};
 use crate::guest::disk::{Disk, DiskError};
 use crate::guest::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
 use crate::host::{
-    ConfineRequest, DiskRequest, HostError, HostOps, MacRequest, NamespaceListeners,
+    ConfineRequest, DiskRequest, HostError, HostOps, LinkSocket, MacRequest, NamespaceListeners,
     NetworkRequest, Nic, RootfsRequest, VolumeOrigin,
 };
 use crate::pod::files::PodFiles;
@@ -439,6 +439,9 @@ impl HostOps for FakeHost {
     }
     fn set_macs(&self, _: &MacRequest) -> Result<(), HostError> {
         Ok(())
+    }
+    fn open_links(&self, _: &NetworkRequest) -> Result<Vec<LinkSocket>, HostError> {
+        Ok(Vec::new())
     }
     fn redirect(&self, _: &NetworkRequest) -> Result<NetworkConfig, HostError> {
         self.0.state.lock().unwrap().redirected = true;
