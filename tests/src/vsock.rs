@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use podvisor_devices::vsock::{VsockHost, VsockStream};
-use podvisor_proto::agent::AGENT_PORT;
 use podvisor_proto::agent::v1::{AgentClient, Ready};
+use podvisor_proto::agent::{AGENT_PORT, STREAM_PORT};
 use podvisor_proto::ttrpc::{CallOptions, Client};
 use prost::Message as _;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 /// How long a call may take.
 const CALL_LIMIT: Duration = Duration::from_secs(120);
 
 /// A connection.
-struct Stream(VsockStream);
+pub struct Stream(VsockStream);
 
 impl AsyncRead for Stream {
     fn poll_read(
@@ -69,4 +69,15 @@ pub async fn agent(host: &VsockHost) -> Result<AgentClient> {
     let stream = host.connect(AGENT_PORT).await.context("call the agent")?;
     let client = AgentClient::new(Client::new(Stream(stream)));
     Ok(client.with_options(CallOptions::new().with_timeout(CALL_LIMIT)))
+}
+
+/// Opens a stream of a process by its token.
+///
+/// # Errors
+/// The connection fails.
+pub async fn stream(host: &VsockHost, token: &[u8]) -> Result<Stream> {
+    let stream = host.connect(STREAM_PORT).await.context("open a stream")?;
+    let mut stream = Stream(stream);
+    stream.write_all(token).await?;
+    Ok(stream)
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use podvisor_tests::node;
 
 const BUSYBOX: &str = "/bin/busybox";
 const SECTOR: u64 = 512;
@@ -25,10 +26,14 @@ echo \"machine: $(/bin/busybox cat /proc/cmdline)\"
 /bin/busybox poweroff -f
 ";
 
-/// What a machine's root has beside kernel and init.
+/// What a machine's root has beside kernel and busybox.
 #[derive(Default)]
 pub struct Layout<'a> {
     pub files: &'a [(&'a str, &'a [u8])],
+    /// Its init, where that is to do more than to say what it was started with.
+    pub init: Option<&'a str>,
+    /// Programs of the release that it has in /bin.
+    pub programs: &'a [&'a str],
     pub without_kernel: bool,
 }
 
@@ -40,11 +45,17 @@ pub fn bzimage() -> Result<Vec<u8>> {
 /// Writes a disk with one ext4 partition.
 pub fn write(folder: &Path, name: &str, layout: &Layout<'_>) -> Result<PathBuf> {
     let tree = folder.join(format!("{name}-tree"));
-    for folder in ["bin", "boot", "dev", "proc", "sbin"] {
+    for folder in ["bin", "boot", "dev", "etc", "proc", "sbin", "tmp"] {
         fs::create_dir_all(tree.join(folder))?;
     }
     fs::copy(BUSYBOX, tree.join("bin/busybox"))?;
-    write_program(&tree.join("sbin/init"), INIT)?;
+    write_program(&tree.join("sbin/init"), layout.init.unwrap_or(INIT))?;
+    for program in layout.programs {
+        fs::copy(
+            node::release()?.join(program),
+            tree.join("bin").join(program),
+        )?;
+    }
     if !layout.without_kernel {
         fs::write(tree.join("boot/vmlinuz-6"), bzimage()?)?;
         symlink("boot/vmlinuz-6", tree.join("vmlinuz"))?;

@@ -68,14 +68,14 @@ submenu 'Advanced' --id 'advanced' {
 const GRUB_ENV: &[u8] = b"# GRUB Environment Block\nsaved_entry=advanced>saved\n#######";
 
 /// A guest in its boot stage, and the way to its agent.
-struct BootStage {
-    guest: Running,
-    host: VsockHost,
-    runtime: Runtime,
+pub struct BootStage {
+    pub guest: Running,
+    pub host: VsockHost,
+    pub runtime: Runtime,
 }
 
 impl BootStage {
-    fn start(disks: &[(&str, &Path)]) -> Result<Self> {
+    pub fn start(disks: &[(&str, &Path)]) -> Result<Self> {
         let io = spawn_io_loop()?;
         let config = VsockConfig {
             guest_cid: 3,
@@ -106,17 +106,19 @@ impl BootStage {
         })
     }
 
-    fn agent(&self) -> Result<AgentClient> {
+    /// Waits for the agent of this kind, and connects to it.
+    pub fn agent(&self, kind: GuestKind) -> Result<AgentClient> {
         let connect = async {
             let ready = vsock::ready(&self.host).await?;
-            ensure!(ready.kind() == GuestKind::BootStage, "{ready:?}");
+            ensure!(ready.kind() == kind, "{ready:?}");
             vsock::agent(&self.host).await
         };
         let connected = self.runtime.block_on(connect);
         connected.with_context(|| format!("console:\n{}", self.guest.console()))
     }
 
-    fn boot(&self, agent: &AgentClient, serial: &str) -> Result<BootMachineResponse> {
+    /// Has a disk's kernel loaded.
+    pub fn boot(&self, agent: &AgentClient, serial: &str) -> Result<BootMachineResponse> {
         let request = BootMachineRequest {
             sources: vec![BootSource {
                 kind: Some(Kind::DiskSerial(serial.to_owned())),
@@ -128,12 +130,17 @@ impl BootStage {
         booted.with_context(|| format!("console:\n{}", self.guest.console()))
     }
 
-    /// Boots the disk and returns what the machine's own init says of its command line.
-    fn run(&self, agent: &AgentClient) -> Result<String> {
+    /// Starts the loaded kernel.
+    pub fn jump(&self, agent: &AgentClient) {
         // The answer may be lost with the devices.
         let _ = self
             .runtime
             .block_on(agent.start_machine(StartMachineRequest {}));
+    }
+
+    /// Starts the loaded kernel and returns what the machine's own init says of its command line.
+    fn run(&self, agent: &AgentClient) -> Result<String> {
+        self.jump(agent);
         let line = self.guest.line("machine: ")?;
         self.guest.shutdown()?;
         Ok(line)
@@ -170,7 +177,7 @@ fn boots(files: &[(&str, &[u8])], expected: &BootMachineResponse) -> Result<()> 
     let disk = boot_disk::write(folder.path(), "root", &layout)?;
     let before = fs::read(&disk)?;
     let stage = BootStage::start(&[("root", &disk)])?;
-    let agent = stage.agent()?;
+    let agent = stage.agent(GuestKind::BootStage)?;
     let booted = stage.boot(&agent, "root")?;
     ensure!(booted.kernel_release.ends_with("-podvisor"), "{booted:?}");
     ensure!(
@@ -252,6 +259,7 @@ fn bad_disks() -> Result<()> {
         let layout = Layout {
             files,
             without_kernel: true,
+            ..Layout::default()
         };
         boot_disk::write(folder.path(), name, &layout)
     };
@@ -300,7 +308,7 @@ fn bad_disks() -> Result<()> {
         .map(|(serial, path, _)| (*serial, path.as_path()))
         .collect();
     let stage = BootStage::start(&attached)?;
-    let agent = stage.agent()?;
+    let agent = stage.agent(GuestKind::BootStage)?;
     for (index, (serial, _, expected)) in disks.iter().enumerate() {
         let letter = char::from(b'a' + u8::try_from(index)?);
         let expected = expected.replace("vda", &format!("vd{letter}"));

@@ -6,6 +6,7 @@ mod cards;
 mod consoles;
 mod ends;
 mod guest;
+mod machine_agent;
 mod machines;
 mod restarts;
 mod shapes;
@@ -16,6 +17,7 @@ pub fn cases() -> Vec<Case> {
     [
         machines::cases(),
         boot_stage::cases(),
+        machine_agent::cases(),
         shapes::cases(),
         cards::cases(),
         consoles::cases(),
