@@ -30,10 +30,10 @@ use crate::case::Case;
 
 pub fn cases() -> Vec<Case> {
     vec![
-        case("vm_boot_stage_starts_what_extlinux_names", extlinux),
-        case("vm_boot_stage_starts_what_grub_names", grub),
-        case("vm_boot_stage_starts_a_unified_image", unified),
-        case("vm_boot_stage_says_why_a_disk_does_not_boot", bad_disks),
+        case("vm_machine_boots_what_extlinux_names", extlinux),
+        case("vm_machine_boots_what_grub_names", grub),
+        case("vm_machine_boots_a_unified_image", unified),
+        case("vm_machine_that_cannot_boot_says_why", bad_disks),
     ]
 }
 
