@@ -42,10 +42,9 @@ pub fn bzimage() -> Result<Vec<u8>> {
     Ok(fs::read(PathBuf::from(path))?)
 }
 
-/// Writes a disk with one ext4 partition.
-pub fn write(folder: &Path, name: &str, layout: &Layout<'_>) -> Result<PathBuf> {
-    let tree = folder.join(format!("{name}-tree"));
-    for folder in ["bin", "boot", "dev", "etc", "proc", "sbin", "tmp"] {
+/// Writes the root tree of a machine.
+pub fn write_tree(tree: &Path, layout: &Layout<'_>) -> Result<()> {
+    for folder in ["bin", "boot", "dev", "etc", "proc", "sbin", "sys", "tmp"] {
         fs::create_dir_all(tree.join(folder))?;
     }
     fs::copy(BUSYBOX, tree.join("bin/busybox"))?;
@@ -65,6 +64,13 @@ pub fn write(folder: &Path, name: &str, layout: &Layout<'_>) -> Result<PathBuf> 
         fs::create_dir_all(path.parent().context("a path without a folder")?)?;
         fs::write(path, content)?;
     }
+    Ok(())
+}
+
+/// Writes a disk with one ext4 partition.
+pub fn write(folder: &Path, name: &str, layout: &Layout<'_>) -> Result<PathBuf> {
+    let tree = folder.join(format!("{name}-tree"));
+    write_tree(&tree, layout)?;
     let disk = folder.join(name);
     partitioned(&disk)?;
     let offset = u64::from(FIRST) * SECTOR;

@@ -3,20 +3,24 @@
 
 use std::fs::{self, File};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use podvisor_devices::event_loop::EventLoop;
+use podvisor_devices::fs::{
+    CachePolicy, ExportOptions, Exports, FsConfig, FsTag, VirtioFs, Writes,
+};
 use podvisor_devices::virtio::block::image::{
     self, BackingFiles, ImageFormat, ImageOptions, ImageSource,
 };
 use podvisor_devices::virtio::{Block, BlockConfig, BlockSerial};
 use podvisor_devices::vsock::{Vsock, VsockConfig, VsockHost};
-use podvisor_proto::agent::READY_PORT;
 use podvisor_proto::agent::v1::boot_source::Kind;
 use podvisor_proto::agent::v1::{
     AgentClient, BootMachineRequest, BootMachineResponse, BootSource, GuestKind,
     StartMachineRequest,
 };
+use podvisor_proto::agent::{FS_TAG, READY_PORT};
 use podvisor_proto::ttrpc::Code;
 use podvisor_tests::{node, vsock};
 use podvisor_vmm::DeviceSlot;
@@ -33,6 +37,7 @@ pub fn cases() -> Vec<Case> {
         case("vm_machine_boots_what_extlinux_names", extlinux),
         case("vm_machine_boots_what_grub_names", grub),
         case("vm_machine_boots_a_unified_image", unified),
+        case("vm_machine_boots_a_tree", tree),
         case("vm_machine_that_cannot_boot_says_why", bad_disks),
     ]
 }
@@ -65,6 +70,13 @@ submenu 'Advanced' --id 'advanced' {
 	}
 }
 ";
+/// It finds what an initial image leaves mounted.
+const TREE_INIT: &str = "#!/bin/busybox sh
+echo 'by the machine' > /etc/written
+exec > /dev/kmsg 2>&1
+echo \"machine: $(/bin/busybox cat /proc/cmdline)\"
+/bin/busybox poweroff -f
+";
 const GRUB_ENV: &[u8] = b"# GRUB Environment Block\nsaved_entry=advanced>saved\n#######";
 
 /// A guest in its boot stage, and the way to its agent.
@@ -75,7 +87,14 @@ pub struct BootStage {
 }
 
 impl BootStage {
+    /// A machine with these disks, by their serial numbers.
     pub fn start(disks: &[(&str, &Path)]) -> Result<Self> {
+        let disks = disks.iter().map(|(serial, path)| disk(serial, path));
+        Self::with(disks.collect::<Result<_>>()?)
+    }
+
+    /// A machine with these devices.
+    fn with(more: Vec<DeviceSlot>) -> Result<Self> {
         let io = spawn_io_loop()?;
         let config = VsockConfig {
             guest_cid: 3,
@@ -87,9 +106,7 @@ impl BootStage {
             address: None,
             device: Box::new(device),
         }];
-        for (serial, path) in disks {
-            devices.push(disk(serial, path)?);
-        }
+        devices.extend(more);
         let initrd = node::release()?.join("machine-initrd.cpio");
         let guest = Guest::new("")?
             .size(1, 256)?
@@ -117,12 +134,10 @@ impl BootStage {
         connected.with_context(|| format!("console:\n{}", self.guest.console()))
     }
 
-    /// Has a disk's kernel loaded.
-    pub fn boot(&self, agent: &AgentClient, serial: &str) -> Result<BootMachineResponse> {
+    /// Has a kernel loaded from there.
+    pub fn boot(&self, agent: &AgentClient, source: Kind) -> Result<BootMachineResponse> {
         let request = BootMachineRequest {
-            sources: vec![BootSource {
-                kind: Some(Kind::DiskSerial(serial.to_owned())),
-            }],
+            sources: vec![BootSource { kind: Some(source) }],
             kernel_args: vec!["more=1".to_owned()],
             preferred_entry: String::new(),
         };
@@ -178,7 +193,7 @@ fn boots(files: &[(&str, &[u8])], expected: &BootMachineResponse) -> Result<()> 
     let before = fs::read(&disk)?;
     let stage = BootStage::start(&[("root", &disk)])?;
     let agent = stage.agent(GuestKind::BootStage)?;
-    let booted = stage.boot(&agent, "root")?;
+    let booted = stage.boot(&agent, Kind::DiskSerial("root".to_owned()))?;
     ensure!(booted.kernel_release.ends_with("-podvisor"), "{booted:?}");
     ensure!(
         before == fs::read(&disk)?,
@@ -245,6 +260,43 @@ fn unified() -> Result<()> {
             "root=/dev/vda1 layout=uki",
         ),
     )
+}
+
+/// The root is a folder of the host, which the machine writes to.
+fn tree() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let layout = Layout {
+        files: &[("etc/kernel/cmdline", b"layout=tree\n")],
+        init: Some(TREE_INIT),
+        ..Layout::default()
+    };
+    boot_disk::write_tree(folder.path(), &layout)?;
+    let exports = Exports::new()?;
+    let options = ExportOptions {
+        writes: Writes::Everything,
+        cache: CachePolicy::Always,
+    };
+    exports.add("root-1", File::open(folder.path())?.into(), options)?;
+    let on_thread = Arc::new(on_start(ThreadKind::Fs));
+    let config = FsConfig::new(FsTag::try_from(FS_TAG)?);
+    let device = VirtioFs::new(config, &exports, &(on_thread as _))?;
+    let stage = BootStage::with(vec![DeviceSlot {
+        name: "fs".to_owned(),
+        device: Box::new(device),
+    }])?;
+    let agent = stage.agent(GuestKind::BootStage)?;
+    let booted = stage.boot(&agent, Kind::Tree("root-1".to_owned()))?;
+    ensure!(booted.kernel == "/boot/vmlinuz-6", "{booted:?}");
+    ensure!(booted.volume == "root-1", "{booted:?}");
+    let line = stage.run(&agent)?;
+    ensure!(line == booted.command_line, "{line}");
+    ensure!(
+        line == "layout=tree rw console=ttyS0 panic=-1 more=1",
+        "{line}"
+    );
+    let written = fs::read_to_string(folder.path().join("etc/written"))?;
+    ensure!(written == "by the machine\n", "{written}");
+    Ok(())
 }
 
 fn bad_disks() -> Result<()> {

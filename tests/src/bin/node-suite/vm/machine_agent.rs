@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use podvisor_proto::agent::v1::boot_source::Kind as BootFrom;
 use podvisor_proto::agent::v1::event::Kind;
 use podvisor_proto::agent::v1::{
     AgentClient, CreateContainerRequest, CreateExecRequest, DeleteProcessRequest, GuestKind,
@@ -52,7 +53,7 @@ impl Machine {
     fn boot(disk: &std::path::Path) -> Result<Self> {
         let stage = BootStage::start(&[("root", disk)])?;
         let agent = stage.agent(GuestKind::BootStage)?;
-        stage.boot(&agent, "root")?;
+        stage.boot(&agent, BootFrom::DiskSerial("root".to_owned()))?;
         stage.jump(&agent);
         let agent = stage.agent(GuestKind::Machine)?;
         let events = 0;
