@@ -206,6 +206,33 @@ impl Layout {
     }
 }
 
+/// Unpacks what is in the layers of a layout that the registry serves, and yields the disk among it.
+///
+/// # Errors
+/// When there is no such layout, or no disk in it.
+pub fn unpack_disk(layout: &str, folder: &Path) -> Result<PathBuf> {
+    let served = fs::read_dir(SERVED)?.flatten();
+    let blobs = served
+        .map(|entry| entry.path().join(layout).join("blobs/sha256"))
+        .find(|blobs| blobs.exists());
+    let blobs = blobs.with_context(|| format!("no layout {layout} is served"))?;
+    for blob in fs::read_dir(blobs)? {
+        // Manifest and configuration are no archives.
+        Command::new("tar")
+            .arg("--extract")
+            .arg("--file")
+            .arg(blob?.path())
+            .arg("--directory")
+            .arg(folder)
+            .output()?;
+    }
+    let disks = folder.join("disk");
+    let disk = fs::read_dir(&disks)?.next();
+    Ok(disk
+        .with_context(|| format!("no disk in {layout}"))??
+        .path())
+}
+
 /// The descriptor of busybox's only layer, and the digest of its files.
 fn busybox_layer(form: Form) -> Result<(Descriptor, Value)> {
     let index = read(&Path::new(BUSYBOX).join("index.json"))?;

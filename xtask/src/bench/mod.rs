@@ -16,7 +16,9 @@ use crate::{dist, packages, process, workspace};
 use programs::{Bench, Programs};
 
 /// Benchmarks that compare by instructions where there is no real processor to time.
-const BY_INSTRUCTIONS: &[&str] = &["boot", "pod"];
+const BY_INSTRUCTIONS: &[&str] = &["boot", "machine", "pod"];
+/// Benchmarks that boot the images of machines.
+const OF_MACHINES: &[&str] = &["machine"];
 /// Benchmarks of plain computation: they need neither virtualization nor containerd.
 const ANYWHERE: &[&str] = &["queues"];
 
@@ -123,6 +125,7 @@ fn usual_clock(bench: &str) -> Clock {
 /// Files are copied, not used from the share: their pages would come over it while time is measured.
 fn run_in_node(args: &BenchArgs, bench: &Bench, programs: &Programs, release: &Path) -> Result<u8> {
     let mut options = NodeOptions::new(args.containerd, release.to_owned());
+    options.machines = OF_MACHINES.contains(&bench.name.as_str());
     options.clock = args.clock.unwrap_or_else(|| usual_clock(&bench.name));
     let installed = format!("/opt/podvisor/{}", workspace::VERSION);
     let variable = ("PODVISOR_RELEASE".to_owned(), installed);

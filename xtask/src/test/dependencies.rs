@@ -50,6 +50,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "podvisor-vmm",
             "podvisor-devices",
             "podvisor-proto",
+            "podvisor-seed",
         ],
     ),
     ("podvisor-xtask", &[]),

@@ -2,11 +2,11 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use podvisor_tests::registry::Layout;
+use podvisor_tests::registry::{Layout, unpack_disk};
 use podvisor_tests::{Cri, LoopDevice};
 use tempfile::TempDir;
 
@@ -14,8 +14,8 @@ use super::pets::failure;
 use super::{BUSYBOX, BUSYBOX_BOOT, logged_in, machine, machine_pod, wait_for_log};
 use crate::case::{Case, gate};
 
-/// The busybox machine's layout in the node, the second that is served.
-const LAYOUTS: &str = "/images";
+/// The layout of the busybox machine's image.
+const LAYOUT: &str = "busybox-machine";
 const DISK_LEN: u64 = 96 << 20;
 /// Where its partition begins.
 const PARTITION: u64 = 1 << 20;
@@ -38,7 +38,7 @@ struct BadImage<'a> {
 
 fn broken(cri: &Cri) -> Result<()> {
     let work = tempfile::tempdir_in("/var/tmp")?;
-    let good = good_disk(&work)?;
+    let good = unpack_disk(LAYOUT, work.path())?;
     let images = [
         BadImage {
             name: "truncated",
@@ -66,7 +66,7 @@ fn broken(cri: &Cri) -> Result<()> {
 
 fn empty(cri: &Cri) -> Result<()> {
     let work = tempfile::tempdir_in("/var/tmp")?;
-    let good = good_disk(&work)?;
+    let good = unpack_disk(LAYOUT, work.path())?;
     let images = [
         BadImage {
             name: "table",
@@ -110,30 +110,6 @@ fn each_is_refused(cri: &Cri, work: &TempDir, good: &Path, images: &[BadImage<'_
         }
     }
     Ok(())
-}
-
-/// The busybox machine's qcow2 disk, taken out of its image.
-fn good_disk(work: &TempDir) -> Result<PathBuf> {
-    for layouts in fs::read_dir(LAYOUTS)? {
-        let blobs = layouts?.path().join("busybox-machine/blobs/sha256");
-        let Ok(blobs) = fs::read_dir(blobs) else {
-            continue;
-        };
-        for blob in blobs {
-            let unpacked = Command::new("tar")
-                .arg("--extract")
-                .arg("--file")
-                .arg(blob?.path())
-                .arg("--directory")
-                .arg(work.path())
-                .output()?;
-            let disk = work.path().join("disk/busybox.qcow2");
-            if unpacked.status.success() && disk.exists() {
-                return Ok(disk);
-            }
-        }
-    }
-    anyhow::bail!("no image of the busybox machine in {LAYOUTS}")
 }
 
 fn copied(good: &Path, disks: &Path) -> Result<File> {
