@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: from a fresh machine to a pod in a VM.
+//! `cargo xtask demo`: from a fresh machine to a pod in a VM, or to a pod that is one.
 
 use std::process::{Command, ExitCode};
 
@@ -14,11 +14,28 @@ const RUN: [&str; 3] = ["run", "--rm", "--tour"];
 const EXAMPLES: &str = "runtimeclass/examples";
 const MANIFEST: &str = "hello.yaml";
 
+/// The pod of the other demo, and the script that runs it.
+const MACHINE_MANIFEST: &str = "machine.yaml";
+const MACHINE_SCRIPT: &str = "demo-machine.sh";
+
+/// What is shown.
+#[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Show {
+    /// A pod of containers.
+    #[default]
+    Containers,
+    /// A pod that is a machine with a disk of its own, from its first boot to SSH.
+    Machine,
+}
+
 /// `cargo xtask demo …`
 #[derive(clap::Args)]
 pub struct DemoArgs {
+    /// What to show.
+    #[arg(default_value = "containers")]
+    show: Show,
     /// Run on this machine, which needs containerd and real virtualization, instead of in a node.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "show")]
     host: bool,
     /// The node's containerd version.
     #[arg(
@@ -53,8 +70,23 @@ pub fn main(args: &DemoArgs) -> Result<ExitCode> {
         folder: workspace::root().join(EXAMPLES),
         path: "/examples".into(),
     });
-    let mut command = vec!["podvisor".to_owned()];
-    command.extend(RUN.map(str::to_owned));
-    command.push(format!("/examples/{MANIFEST}"));
-    Ok(node::run(&options, &command)?.into())
+    Ok(match args.show {
+        Show::Containers => {
+            let mut command = vec!["podvisor".to_owned()];
+            command.extend(RUN.map(str::to_owned));
+            command.push(format!("/examples/{MANIFEST}"));
+            node::run(&options, &command)?
+        }
+        Show::Machine => {
+            options.machines = true;
+            options.shares.push(Share {
+                folder: workspace::xtask_file("node"),
+                path: "/scripts".into(),
+            });
+            let script = format!("/scripts/{MACHINE_SCRIPT}");
+            let manifest = format!("/examples/{MACHINE_MANIFEST}");
+            node::run(&options, &["bash".to_owned(), script, manifest])?
+        }
+    }
+    .into())
 }
