@@ -10,6 +10,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 mod attach;
 mod bad_input;
 mod case;
+mod command_line;
 #[cfg(test)]
 mod compatibility;
 mod connections;
@@ -44,6 +45,7 @@ fn cases() -> Vec<Case> {
         pods::cases(),
         streams::cases(),
         attach::cases(),
+        command_line::cases(),
         logs::cases(),
         ports::cases(),
         life::cases(),
