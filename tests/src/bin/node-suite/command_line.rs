@@ -115,7 +115,7 @@ fn wait_for(from: &mut File, seen: &mut Vec<u8>, text: &str) -> Result<()> {
         let mut buffer = [0; 4096];
         // Nothing there, or nobody at the other end: what was seen decides.
         if let Ok(len) = from.read(&mut buffer) {
-            seen.extend_from_slice(&buffer[..len]);
+            seen.extend_from_slice(buffer.get(..len).unwrap_or_default());
         }
         Ok(String::from_utf8_lossy(seen).contains(text).then_some(()))
     });
