@@ -23,8 +23,8 @@ const ESCAPE: &[u8] = b"\x1d";
 
 pub fn cases() -> Vec<Case> {
     vec![
-        gate("the_console_is_a_terminal_or_pipes", console).shared(),
-        gate("a_claim_outlives_its_pod", |_| claim()).shared(),
+        gate("podvisor_console_is_a_terminal_or_pipes", console).shared(),
+        gate("podvisor_run_keeps_claims", |_| claim()).shared(),
     ]
 }
 
