@@ -1,6 +1,8 @@
 //! A pod's guest as the sandbox sees it: a machine behind a trait, so that all above it is tested
 //! without KVM, and the agent in it.
 
+#[expect(dead_code, reason = "machine pods use it")]
+pub mod balloon;
 pub mod boot;
 pub mod client;
 mod console;
@@ -8,6 +10,9 @@ pub mod disk;
 pub mod launch;
 pub mod pet;
 pub mod pet_disk;
+pub mod port;
+#[cfg_attr(not(test), expect(dead_code, reason = "machine pods use it"))]
+pub mod qga;
 
 mod vsock;
 

@@ -6,15 +6,13 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::{DEFLATE_QUEUE, INFLATE_QUEUE, Shared, reclaim};
+use super::{DEFLATE_QUEUE, INFLATE_QUEUE, PAGE_SHIFT, Shared, reclaim};
 use crate::GuestMemory;
 use crate::event_loop::{EventSet, Handler, Interest, Watch};
 use crate::virtio::chain::{Buffers, GuestRange, Parts};
 use crate::virtio::device::{Activation, QueueHandle, VirtioInterrupt};
 use crate::virtio::serve::{Served, serve};
 
-/// The balloon's page, whatever the host's is (virtio 1.2, 5.5.6).
-const PAGE_SHIFT: u32 = 12;
 const PAGE_LEN: usize = 1 << PAGE_SHIFT;
 const PFN_LEN: usize = size_of::<u32>();
 /// Page numbers taken from a request at once. Linux puts 256 into one.

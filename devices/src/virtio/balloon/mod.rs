@@ -30,6 +30,8 @@ const DEFLATE_QUEUE: u16 = 1;
 const QUEUE_SIZES: [u16; 5] = [128; 5];
 
 const CONFIG_ACTUAL: u64 = 4;
+/// The balloon's page, whatever the host's is (virtio 1.2, 5.5.6).
+const PAGE_SHIFT: u32 = 12;
 
 /// What the balloon offers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +54,17 @@ impl BalloonControl {
         if let Some(interrupt) = interrupt {
             interrupt.config();
         }
+    }
+
+    /// As [`Self::set_target`], in bytes; a broken page is left out.
+    pub fn set_target_bytes(&self, bytes: u64) {
+        self.set_target(u32::try_from(bytes >> PAGE_SHIFT).unwrap_or(u32::MAX));
+    }
+
+    /// As [`Self::actual`], in bytes.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        u64::from(self.actual()) << PAGE_SHIFT
     }
 
     /// How many pages of 4 KiB the guest says it holds in the balloon.

@@ -137,9 +137,9 @@ fn the_next_driver_finds_an_empty_balloon_and_the_same_target() {
     let (mut balloon, control) = balloon();
     let driver = driver();
     driver.start(&mut balloon, 0);
-    control.set_target(7);
+    control.set_target_bytes(7 * 4096 + 1);
     balloon.write_config(CONFIG_ACTUAL, &5_u32.to_le_bytes());
-    assert_eq!(control.actual(), 5);
+    assert_eq!((control.actual(), control.held()), (5, 5 * 4096));
     balloon.deactivate();
     balloon.reset(Reset::Driver);
     assert_eq!(control.actual(), 0);
