@@ -7,6 +7,7 @@ mod cache;
 mod cpio;
 mod demo;
 mod dist;
+mod fuzz;
 mod images;
 mod initrd;
 mod kernel;
@@ -45,6 +46,8 @@ enum Command {
     Test(test::TestArgs),
     /// Run a benchmark.
     Bench(bench::BenchArgs),
+    /// Run a fuzz target.
+    Fuzz(fuzz::FuzzArgs),
     /// Run a pod in a VM in the node, from nothing.
     Demo(demo::DemoArgs),
 }
@@ -68,6 +71,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Node(command) => return node::main(command),
         Command::Test(args) => return test::main(&args),
         Command::Bench(args) => return bench::main(&args),
+        Command::Fuzz(args) => fuzz::run(&args)?,
         Command::Demo(args) => return demo::main(&args),
     }
     Ok(ExitCode::SUCCESS)

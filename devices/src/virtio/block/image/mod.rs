@@ -18,10 +18,12 @@ use thiserror::Error;
 pub use self::backing::{BackingError, BackingFiles};
 use super::backend::DiskBackend;
 use super::layers::{CowLayer, Layer, LayeredDisk, RawLayer, Stack, TooLong, Top};
+#[cfg(any(test, feature = "testing"))]
+pub use super::qcow2::testing;
 use super::qcow2::{Header, Qcow2Error, Qcow2Layer, Qcow2ReadOnly, is_qcow2};
 use super::raw::{RawDisk, len_of};
 pub use super::transfer::CacheMode;
-use super::transfer::{self, DiskFile, FileId};
+use super::transfer::{self, DiskFile, FileId, Transfers};
 
 /// Most images under one another.
 const MAX_CHAIN: usize = 8;
@@ -109,12 +111,35 @@ pub fn open(
     source: ImageSource,
     options: ImageOptions,
 ) -> Result<Box<dyn DiskBackend>, ImageError> {
-    let mut chain = Chain::new(options.cache);
+    open_chain(source, options, Chain::new(options.cache))
+}
+
+/// Opens an image as on a host that forbids `io_uring`: for tests that open many.
+///
+/// # Errors
+/// Those of [`open`].
+#[cfg(any(test, feature = "testing"))]
+pub fn open_without_ring(
+    source: ImageSource,
+    options: ImageOptions,
+) -> Result<Box<dyn DiskBackend>, ImageError> {
+    let chain = Chain {
+        open_transfers: transfer::open_plain,
+        ..Chain::new(options.cache)
+    };
+    open_chain(source, options, chain)
+}
+
+fn open_chain(
+    source: ImageSource,
+    options: ImageOptions,
+    mut chain: Chain,
+) -> Result<Box<dyn DiskBackend>, ImageError> {
     let format = chain.format_of(&source)?;
     if format == ImageFormat::Raw {
         let len = len_of(&source.file).map_err(host("find out the image's length"))?;
         chain.add_file(source.file)?;
-        let transfers = transfer::open(chain.files).map_err(host("make the disk's queue"))?;
+        let transfers = chain.transfers()?;
         return Ok(Box::new(RawDisk::new(transfers, len, options.cache)));
     }
     let ImageSource { file, backing, .. } = source;
@@ -199,6 +224,7 @@ fn named_layer_file(folder: &Path) -> io::Result<File> {
 /// The files of a disk, as they are opened one after the other.
 struct Chain {
     cache: CacheMode,
+    open_transfers: fn(Vec<DiskFile>) -> io::Result<Box<dyn Transfers>>,
     files: Vec<DiskFile>,
     /// Device and inode of each image.
     seen: Vec<(u64, u64)>,
@@ -208,14 +234,19 @@ impl Chain {
     fn new(cache: CacheMode) -> Self {
         Self {
             cache,
+            open_transfers: transfer::open,
             files: Vec::new(),
             seen: Vec::new(),
         }
     }
 
+    fn transfers(self) -> Result<Box<dyn Transfers>, ImageError> {
+        (self.open_transfers)(self.files).map_err(host("make the disk's queue"))
+    }
+
     fn disk(self, stack: Stack) -> Result<Box<dyn DiskBackend>, ImageError> {
-        let transfers = transfer::open(self.files).map_err(host("make the disk's queue"))?;
-        Ok(Box::new(LayeredDisk::new(transfers, stack, self.cache)))
+        let cache = self.cache;
+        Ok(Box::new(LayeredDisk::new(self.transfers()?, stack, cache)))
     }
 
     fn add_file(&mut self, file: File) -> Result<FileId, ImageError> {

@@ -109,7 +109,7 @@ pub enum Qcow2Error {
     ReadOnly(&'static str),
 }
 
-#[cfg(test)]
-pub(super) mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;

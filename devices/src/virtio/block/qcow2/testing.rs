@@ -1,8 +1,13 @@
-//! A writer of images that shares nothing with the reader, and a check of what the writer left.
+//! A writer of images that shares nothing with the reader, and a check of what the writer left:
+//! for tests and fuzz targets.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a harness for tests: a broken one has to stop the test"
+)]
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 
 use miniz_oxide::deflate::compress_to_vec;
@@ -10,10 +15,13 @@ use miniz_oxide::deflate::compress_to_vec;
 /// What an image has for a cluster.
 #[derive(Clone, Debug)]
 pub enum Content {
+    /// These data.
     Data(Vec<u8>),
     /// As the data of an image with an internal snapshot: referred to twice.
     Shared(Vec<u8>),
+    /// These data, compressed.
     Compressed(Vec<u8>),
+    /// Zeros.
     Zero,
     /// Zeros, with room for data that is full of something else.
     ZeroWithRoom,
@@ -22,16 +30,23 @@ pub enum Content {
 /// An image to be.
 #[derive(Clone, Debug)]
 pub struct Builder {
+    /// 2 or 3.
     pub version: u32,
+    /// 9 to 21.
     pub cluster_bits: u32,
+    /// 0 to 6.
     pub refcount_order: u32,
+    /// In bytes.
     pub disk_len: u64,
+    /// Name and format of the file that it lies on.
     pub backing: Option<(String, Option<String>)>,
+    /// What it has, by position in clusters.
     pub clusters: BTreeMap<u64, Content>,
 }
 
 impl Builder {
     /// An empty image of version 3.
+    #[must_use]
     pub fn new(cluster_bits: u32, disk_len: u64) -> Self {
         Self {
             version: 3,
@@ -47,14 +62,8 @@ impl Builder {
         1 << self.cluster_bits
     }
 
-    /// The image in a file.
-    pub fn file(&self) -> File {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&self.bytes()).unwrap();
-        file
-    }
-
     /// What a disk over `below` has.
+    #[must_use]
     pub fn disk(&self, below: &[u8]) -> Vec<u8> {
         let mut disk = vec![0; usize::try_from(self.disk_len).unwrap()];
         let same = disk.len().min(below.len());
@@ -73,6 +82,7 @@ impl Builder {
     }
 
     /// The image. Tables are behind the data.
+    #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         let len = self.cluster_len();
         let mut image = vec![0; len];
@@ -273,6 +283,7 @@ impl Reader<'_> {
 }
 
 /// Compares an image's reference counts with the references that there are.
+#[must_use]
 pub fn check(file: &File) -> Checked {
     let number = |offset, len: usize| {
         let mut bytes = [0; 8];

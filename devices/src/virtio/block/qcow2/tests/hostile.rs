@@ -18,7 +18,7 @@ const REFCOUNT_TABLE: u64 = 5 << 16;
 
 /// What is said about the good image with `bytes` at `offset`.
 fn refusal(offset: u64, bytes: &[u8]) -> String {
-    let file = good().file();
+    let file = file_of(&good());
     file.write_all_at(bytes, offset).unwrap();
     let error = try_open(&file, None, false).err().expect("it is opened");
     chain(&error)
@@ -36,7 +36,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[test]
 fn the_good_image_is_good() {
-    let file = good().file();
+    let file = file_of(&good());
     Model::new(try_open(&file, None, false).unwrap(), good().disk(&[])).check();
     assert_eq!(check(&file).wrong_counts, []);
 }
@@ -106,7 +106,7 @@ fn tables_that_lead_astray_are_refused() {
     let mut builder = Builder::new(9, 1 << 16);
     builder.clusters.insert(0, Content::Data(vec![1; 512]));
     builder.clusters.insert(64, Content::Data(vec![2; 512]));
-    let file = builder.file();
+    let file = file_of(&builder);
     let mut table = [0; 8];
     let mut l1 = [0; 8];
     file.read_exact_at(&mut l1, 40).unwrap();
@@ -133,7 +133,7 @@ fn entries_that_lead_astray_fail_the_requests_that_need_them() {
         (1 << 50 | 1 << 62, "lie outside of its file"),
         (0x1_0000 | 1 << 62, "is damaged"),
     ] {
-        let file = good().file();
+        let file = file_of(&good());
         file.write_all_at(&u64::to_be_bytes(entry), L2).unwrap();
         let mut model = Model::new(try_open(&file, None, false).unwrap(), good().disk(&[]));
         let buffers = Iovecs::zeros(512);
@@ -227,7 +227,7 @@ fn an_image_lies_on_files_of_its_own_folder_only() {
     assert!(opened_on("base", Some("qcow2"), folder).contains("does not begin"));
     let mut builder = good();
     builder.backing = Some(("base".to_owned(), None));
-    let error = try_open(&builder.file(), None, true).err().unwrap();
+    let error = try_open(&file_of(&builder), None, true).err().unwrap();
     assert!(chain(&error).contains("may not lie on another file"));
 }
 

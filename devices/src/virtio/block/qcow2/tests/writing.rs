@@ -25,7 +25,7 @@ proptest! {
         if has_backing {
             builder.backing = Some(("base".to_owned(), Some("raw".to_owned())));
         }
-        let file = builder.file();
+        let file = file_of(&builder);
         let mut bytes = builder.disk(&below);
         for _ in 0..3 {
             let disk = try_open(&file, Some(folder.path()), false).unwrap();
@@ -53,7 +53,7 @@ fn no_cluster_is_lost_when_an_image_grows_beyond_its_refcount_table() {
     for (cluster_bits, refcount_order) in [(9, 6), (9, 0), (9, 4), (10, 5), (12, 4)] {
         let mut builder = Builder::new(cluster_bits, 12 << 20);
         builder.refcount_order = refcount_order;
-        let file = builder.file();
+        let file = file_of(&builder);
         let disk = try_open(&file, None, false).unwrap();
         let mut model = Model::new(disk, builder.disk(&[]));
         for piece in 0..24 {
@@ -82,7 +82,7 @@ fn no_cluster_is_lost_when_an_image_grows_beyond_its_refcount_table() {
 #[test]
 fn what_was_flushed_is_there_though_the_writer_never_came_to_its_end() {
     let builder = Builder::new(16, 64 << 20);
-    let file = builder.file();
+    let file = file_of(&builder);
     let mut model = Model::new(try_open(&file, None, false).unwrap(), builder.disk(&[]));
     model.write(1 << 20, &[3; 1 << 20]).unwrap();
     model.ask(DiskOperation::Flush).unwrap();
@@ -100,7 +100,7 @@ fn what_was_flushed_is_there_though_the_writer_never_came_to_its_end() {
 #[test]
 fn discards_and_zeros_reach_the_file() {
     let builder = Builder::new(16, 64 << 20);
-    let file = builder.file();
+    let file = file_of(&builder);
     let mut model = Model::new(try_open(&file, None, false).unwrap(), builder.disk(&[]));
     let blocks = || file.metadata().unwrap().blocks();
     model.write(0, &vec![3; 8 << 20]).unwrap();
@@ -127,7 +127,7 @@ fn a_file_that_shrinks_fails_requests_and_nothing_else() {
         let data = vec![u8::try_from(cluster).unwrap(); 4096];
         builder.clusters.insert(cluster, Content::Data(data));
     }
-    let file = builder.file();
+    let file = file_of(&builder);
     let mut model = Model::new(try_open(&file, None, true).unwrap(), builder.disk(&[]));
     model.check();
     file.set_len(100_000).unwrap();
