@@ -8,7 +8,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 /// Files of `protos/containerd`, relative to it.
-const CONTAINERD_PROTOS: [&str; 11] = [
+const CONTAINERD_PROTOS: [&str; 12] = [
     "events/task.proto",
     "runtime/bootstrap.proto",
     "runtime/sandbox.proto",
@@ -19,6 +19,7 @@ const CONTAINERD_PROTOS: [&str; 11] = [
     "types/metric.proto",
     "types/mount.proto",
     "types/platform.proto",
+    "types/runc_options.proto",
     "types/runtimeoptions.proto",
 ];
 

@@ -22,6 +22,7 @@ mod machine;
 mod memory_volumes;
 mod network;
 mod oci;
+mod pod_users;
 mod reaper;
 mod refuse;
 mod sandbox;

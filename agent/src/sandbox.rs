@@ -12,6 +12,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::system::RebootCommand;
 
 use crate::network::{self, NetworkError};
+use crate::pod_users::{PodUsers, PodUsersError};
 use crate::{clock, sysctl};
 
 /// Size of /dev/shm where the pod names none.
@@ -35,6 +36,9 @@ pub enum SandboxError {
     /// The network.
     #[error("configure the network")]
     Network(#[from] NetworkError),
+    /// Its users.
+    #[error(transparent)]
+    Users(#[from] PodUsersError),
 }
 
 fn step<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> SandboxError {
@@ -44,16 +48,21 @@ fn step<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Sandbo
     }
 }
 
-/// Gives the guest its pod.
+/// Gives the guest its pod; yields the pod's user namespace, when it has one.
 ///
 /// # Errors
 ///
 /// [`SandboxError`] with the step.
-pub fn configure(request: &ConfigureSandboxRequest) -> Result<(), SandboxError> {
+pub fn configure(request: &ConfigureSandboxRequest) -> Result<Option<PodUsers>, SandboxError> {
     if request.wall_clock_ns != 0 {
         set_clock(request.wall_clock_ns)?;
     }
     add_entropy(&request.entropy).map_err(step("add entropy"))?;
+    let network = request.network.clone().unwrap_or_default();
+    let users = match &request.users {
+        Some(maps) => Some(PodUsers::enter(maps, &network)?),
+        None => None,
+    };
     if !request.hostname.is_empty() {
         rustix::system::sethostname(request.hostname.as_bytes()).map_err(step("set hostname"))?;
     }
@@ -62,8 +71,9 @@ pub fn configure(request: &ConfigureSandboxRequest) -> Result<(), SandboxError> 
             .map_err(step("set domainname"))?;
     }
     mount_file_systems(request.shm_size_bytes)?;
-    configure_network(&request.network.clone().unwrap_or_default())?;
-    write_sysctls(&request.sysctls)
+    configure_network(&network)?;
+    write_sysctls(&request.sysctls)?;
+    Ok(users)
 }
 
 /// Configures interfaces, addresses and routes.

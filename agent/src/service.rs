@@ -15,6 +15,7 @@ use crate::disks::{self, DiskError};
 use crate::error_chain;
 use crate::memory_volumes;
 use crate::network::NetworkError;
+use crate::pod_users::PodUsersError;
 use crate::sandbox::{self, SandboxError};
 use crate::stage::protocol::FailureKind;
 use crate::volumes::{self, VolumeError};
@@ -84,8 +85,14 @@ impl From<SandboxError> for Status {
                 Self::invalid_argument(message)
             }
             SandboxError::Network(NetworkError::NoInterface(_)) => Self::not_found(message),
-            SandboxError::Network(NetworkError::Socket(_) | NetworkError::Kernel { .. })
+            SandboxError::Network(
+                NetworkError::Socket(_) | NetworkError::List(_) | NetworkError::Kernel { .. },
+            )
             | SandboxError::Step { .. } => Self::internal(message),
+            SandboxError::Users(PodUsersError::Map(_)) => Self::invalid_argument(message),
+            SandboxError::Users(
+                PodUsersError::Make(_) | PodUsersError::Join(_) | PodUsersError::Network(_),
+            ) => Self::internal(message),
         }
     }
 }
@@ -121,7 +128,8 @@ impl Agent for AgentService {
         &self,
         request: ConfigureSandboxRequest,
     ) -> Result<ConfigureSandboxResponse, Status> {
-        sandbox::configure(&request)?;
+        let users = sandbox::configure(&request)?;
+        self.containers.set_users(users);
         Ok(ConfigureSandboxResponse {})
     }
 

@@ -1,29 +1,35 @@
 //! TCP through a pod's interface, from and to a VM beside a runc pod, in alternating pairs.
 //!
-//! Runs in a node: `net [PAIRS]`. The node's own `iperf3` is the other end, and the pods run the
-//! same program from the node's folders: the path between them is all that differs. What a
-//! gigabyte costs is the time of all the node's processors, both ends and the guest included.
+//! Runs in a node: `net [PAIRS] [--mib MIB]`. One end is in a pod (`transfer`), the other is this
+//! program: the path between them is all that differs. What a gigabyte costs is the time of all the
+//! node's processors, both ends and the guest included.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use podvisor_benches::{Median, print_figure};
-use podvisor_tests::{Container, Cri, Handler, Pod, PodBuilder, wait};
-use serde_json::Value;
+use podvisor_tests::{Container, Cri, Handler, Pod, PodBuilder};
 
 /// Pairs that are measured unless told otherwise.
 const PAIRS: usize = 15;
-/// How long each transfer runs, in seconds. The first one is not counted: TCP grows its window.
-const TRANSFER_S: &str = "3";
-const WARM_UP_S: &str = "1";
+/// How much each transfer moves, unless told otherwise.
+const TRANSFER_MIB: u64 = 128;
+/// What opens windows and warms caches before.
+const WARM_UP_BYTES: u64 = 8 << 20;
+/// What is handed to the kernel, and asked of it, at once.
+const CHUNK_LEN: usize = 128 << 10;
 /// Ticks in a second of `/proc/stat` (`USER_HZ`, the same on every x86 kernel).
 const TICKS_PER_SECOND: f64 = 100.0;
-/// Starts the node's `iperf3` with the node's own loader and libraries: the image has none.
-const IPERF: &str = "exec /node/lib64/ld-linux-x86-64.so.2 \
-    --library-path /node/lib/x86_64-linux-gnu /node/bin/iperf3";
+/// The other end's program, and where a pod has it.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_transfer");
+const PROGRAM_IN_POD: &str = "/transfer";
+/// Set where a clock counts instructions, which idle time is no part of.
+const INSTRUCTIONS_VARIABLE: &str = "PODVISOR_CLOCK_INSTRUCTIONS";
 
 /// Which way bytes flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,29 +47,35 @@ struct Transfer {
     cpu_seconds_per_gb: f64,
 }
 
+/// What is to be measured.
+#[derive(Clone, Copy)]
+struct Plan {
+    pairs: usize,
+    bytes: u64,
+}
+
 fn main() -> Result<()> {
-    let pairs = std::env::args()
-        .filter_map(|word| word.parse().ok())
-        .next()
-        .unwrap_or(PAIRS);
+    let plan = Plan::of_arguments(std::env::args());
     let cri = Cri::connect()?;
-    let _server = Server::start()?;
     let (ours, runcs) = (
         PodBuilder::new(&cri, Handler::Podvisor, "net").run()?,
         PodBuilder::new(&cri, Handler::Runc, "net").run()?,
     );
     let (ours, runcs) = (End::start(&ours)?, End::start(&runcs)?);
     for (direction, prefix) in [(Direction::Out, "net"), (Direction::In, "net.in")] {
+        for end in [&ours, &runcs] {
+            end.transfer(direction, WARM_UP_BYTES)?;
+        }
         let mut transfers = Vec::new();
-        for pair in 0..pairs {
-            eprintln!("{direction:?}, pair {} of {pairs}", pair + 1);
+        for pair in 0..plan.pairs {
+            eprintln!("{direction:?}, pair {} of {}", pair + 1, plan.pairs);
             // Whatever else the machine does changes slowly: take turns.
             transfers.push(if pair % 2 == 0 {
-                let our = ours.transfer(direction)?;
-                (our, runcs.transfer(direction)?)
+                let our = ours.transfer(direction, plan.bytes)?;
+                (our, runcs.transfer(direction, plan.bytes)?)
             } else {
-                let runc = runcs.transfer(direction)?;
-                (ours.transfer(direction)?, runc)
+                let runc = runcs.transfer(direction, plan.bytes)?;
+                (ours.transfer(direction, plan.bytes)?, runc)
             });
         }
         report(prefix, &transfers)?;
@@ -71,99 +83,144 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The other end, on the node.
-struct Server(Child);
-
-impl Server {
-    fn start() -> Result<Self> {
-        let child = Command::new("iperf3")
-            .arg("--server")
-            .stdout(Stdio::null())
-            .spawn()
-            .context("start iperf3")?;
-        Ok(Self(child))
+impl Plan {
+    fn of_arguments(words: impl Iterator<Item = String>) -> Self {
+        let mut plan = Self {
+            pairs: PAIRS,
+            bytes: TRANSFER_MIB << 20,
+        };
+        let mut words = words;
+        while let Some(word) = words.next() {
+            if word == "--mib" {
+                let mib = words.next().and_then(|mib| mib.parse().ok());
+                plan.bytes = mib.unwrap_or(TRANSFER_MIB) << 20;
+            } else if let Ok(pairs) = word.parse() {
+                plan.pairs = pairs;
+            }
+        }
+        plan
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself, which was told by a failing transfer then.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A pod's end, with the address at which it finds the other one.
+/// A pod's end, and where it finds this one.
 struct End<'p, 'c> {
     container: Container<'p, 'c>,
-    node: String,
+    listener: TcpListener,
+    address: String,
 }
 
 impl<'p, 'c> End<'p, 'c> {
     fn start(pod: &'p Pod<'c>) -> Result<Self> {
         let container = pod
             .container("idle")
-            .mount_read_only(Path::new("/usr"), "/node")
+            .mount_read_only(Path::new(PROGRAM), PROGRAM_IN_POD)
             .start()?;
         let node = container.shell("ip route | awk '/^default/ {print $3}'")?;
-        let end = Self { container, node };
-        wait::until("an answer of iperf3", Duration::from_secs(60), || {
-            let output = end.iperf(Direction::Out, "1")?;
-            Ok((output.code == 0).then_some(()))
-        })?;
-        Ok(end)
-    }
-
-    fn iperf(&self, direction: Direction, seconds: &str) -> Result<podvisor_tests::ExecOutput> {
-        let reverse = match direction {
-            Direction::Out => "",
-            Direction::In => "--reverse",
-        };
-        let script = format!(
-            "{IPERF} --client {} --time {seconds} --omit {WARM_UP_S} --json {reverse}",
-            self.node
-        );
-        self.container.exec(&["sh", "-c", &script])
-    }
-
-    fn transfer(&self, direction: Direction) -> Result<Transfer> {
-        let before = busy_seconds()?;
-        let output = self.iperf(direction, TRANSFER_S)?;
-        let busy = busy_seconds()? - before;
-        ensure!(
-            output.code == 0,
-            "iperf3: {}{}",
-            output.stdout,
-            output.stderr
-        );
-        let answer: Value = serde_json::from_str(&output.stdout).context("iperf3's answer")?;
-        let number = |pointer: &str| {
-            let value = answer.pointer(pointer).and_then(Value::as_f64);
-            value.with_context(|| format!("iperf3 says nothing at {pointer}"))
-        };
-        let bits_per_second = number("/end/sum_received/bits_per_second")?;
-        // The warm-up is in the time of the processors, but not in iperf3's sums.
-        let seconds = number("/end/sum_received/seconds")? + WARM_UP_S.parse::<f64>()?;
-        Ok(Transfer {
-            bytes_per_second: bits_per_second / 8.0,
-            cpu_seconds_per_gb: busy / (bits_per_second / 8e9 * seconds),
+        let listener = TcpListener::bind("0.0.0.0:0")?;
+        let port = listener.local_addr()?.port();
+        Ok(Self {
+            container,
+            listener,
+            address: format!("{node}:{port}"),
         })
+    }
+
+    fn transfer(&self, direction: Direction, bytes: u64) -> Result<Transfer> {
+        let word = match direction {
+            Direction::Out => "out",
+            Direction::In => "in",
+        };
+        let count = bytes.to_string();
+        let command = [PROGRAM_IN_POD, &self.address, word, &count];
+        let (moved, output) = thread::scope(|scope| {
+            // The program's start is not measured: its connection comes after it.
+            let here = scope.spawn(|| move_bytes(&self.listener, direction, bytes));
+            let output = self.container.exec(&command);
+            let moved = here.join().map_err(|_| anyhow!("the node's end panicked"));
+            (moved, output)
+        });
+        let output = output?;
+        ensure!(output.code == 0, "the pod's end: {output:?}");
+        moved?
     }
 }
 
-/// How long the node's processors were at work since its start, all together.
-fn busy_seconds() -> Result<f64> {
-    let stat = fs::read_to_string("/proc/stat")?;
-    let line = stat.lines().next().unwrap_or_default();
-    let ticks: Vec<f64> = line
-        .split_whitespace()
-        .filter_map(|word| word.parse().ok())
-        .collect();
-    // user nice system idle iowait irq softirq; a guest's time is in user (proc_stat(5)).
-    let [user, nice, system, _, _, irq, softirq, ..] = ticks.as_slice() else {
-        anyhow::bail!("/proc/stat begins with {line:?}");
+/// Accepts one connection and moves bytes through it.
+fn move_bytes(listener: &TcpListener, direction: Direction, bytes: u64) -> Result<Transfer> {
+    let (mut stream, _) = listener.accept()?;
+    let (began, times) = (Instant::now(), Times::read()?);
+    match direction {
+        Direction::Out => take(&mut stream, bytes)?,
+        Direction::In => give(&mut stream, bytes)?,
+    }
+    let (elapsed, spent) = (began.elapsed().as_secs_f64(), Times::read()?.since(times));
+    let seconds = match std::env::var_os(INSTRUCTIONS_VARIABLE) {
+        Some(_) => elapsed - spent.idle,
+        None => elapsed,
     };
-    Ok((user + nice + system + irq + softirq) / TICKS_PER_SECOND)
+    let gb = bytes as f64 / 1e9;
+    Ok(Transfer {
+        bytes_per_second: bytes as f64 / seconds,
+        cpu_seconds_per_gb: spent.busy / gb,
+    })
+}
+
+fn take(stream: &mut TcpStream, bytes: u64) -> Result<()> {
+    let mut chunk = vec![0; CHUNK_LEN];
+    let mut received = 0;
+    while received < bytes {
+        let len = stream.read(&mut chunk)?;
+        ensure!(len > 0, "{received} of {bytes} bytes came");
+        received += u64::try_from(len)?;
+    }
+    stream.write_all(&[0])?;
+    Ok(())
+}
+
+fn give(stream: &mut TcpStream, bytes: u64) -> Result<()> {
+    let chunk = vec![0x5a; CHUNK_LEN];
+    let mut left = bytes;
+    while left > 0 {
+        let len = usize::try_from(left).map_or(CHUNK_LEN, |left| left.min(CHUNK_LEN));
+        stream.write_all(&chunk[..len])?;
+        left -= u64::try_from(len)?;
+    }
+    // Its word that it has all of it.
+    stream.read_exact(&mut [0])?;
+    Ok(())
+}
+
+/// What the node's processors did since its start, all together, in seconds.
+#[derive(Clone, Copy)]
+struct Times {
+    busy: f64,
+    idle: f64,
+}
+
+impl Times {
+    fn read() -> Result<Self> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        let line = stat.lines().next().unwrap_or_default();
+        let ticks: Vec<f64> = line
+            .split_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        // A guest's time is in user (proc_stat(5)).
+        let [user, nice, system, idle, iowait, irq, softirq, ..] = ticks.as_slice() else {
+            anyhow::bail!("/proc/stat begins with {line:?}");
+        };
+        Ok(Self {
+            busy: (user + nice + system + irq + softirq) / TICKS_PER_SECOND,
+            idle: (idle + iowait) / TICKS_PER_SECOND,
+        })
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            busy: self.busy - before.busy,
+            idle: self.idle - before.idle,
+        }
+    }
 }
 
 fn report(prefix: &str, transfers: &[(Transfer, Transfer)]) -> Result<()> {

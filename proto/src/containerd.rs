@@ -63,3 +63,8 @@ pub mod bootstrap {
 pub mod runtimeoptions {
     pub use super::generated::runtimeoptions::v1::*;
 }
+
+/// Options of a handler of runc's type.
+pub mod runc_options {
+    pub use super::generated::containerd::runc::v1::*;
+}

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use podvisor_annotations::Limits;
-use podvisor_proto::containerd::{Any, runtimeoptions};
+use podvisor_proto::containerd::{Any, runc_options, runtimeoptions};
 use podvisor_proto::quantity::Quantity;
 use prost::{Message, Name};
 use serde::{Deserialize, Deserializer};
@@ -112,14 +112,21 @@ impl Config {
     }
 }
 
-/// The configuration file that containerd's runtime options name. Options of another type, as they
-/// come with user namespaces, name none.
+/// The configuration file that containerd's runtime options name: `ConfigPath` of a handler of our own
+/// type, `BinaryName` of one of runc's, whose options have no other field for what a shim is to work
+/// with. A name without a folder is none of a file: runc's own, which is looked up in `PATH`.
 pub fn named_by(options: &Any) -> Option<PathBuf> {
-    if options.type_url.trim_start_matches('/') != runtimeoptions::Options::full_name() {
+    let kind = options.type_url.trim_start_matches('/');
+    let value = options.value.as_slice();
+    let named = if kind == runtimeoptions::Options::full_name() {
+        runtimeoptions::Options::decode(value).ok()?.config_path
+    } else if kind == runc_options::Options::full_name() {
+        let named = runc_options::Options::decode(value).ok()?.binary_name;
+        Some(named).filter(|named| named.contains('/'))?
+    } else {
         return None;
-    }
-    let options = runtimeoptions::Options::decode(options.value.as_slice()).ok()?;
-    Some(options.config_path)
+    };
+    Some(named)
         .filter(|path| !path.is_empty())
         .map(PathBuf::from)
 }
@@ -163,10 +170,31 @@ mod tests {
         };
         assert_eq!(named_by(&any_of(&options)), Some("/etc/x.toml".into()));
         let other = Any {
-            type_url: "containerd.runc.v1.Options".into(),
+            type_url: "other.v1.Options".into(),
             value: vec![0xff],
         };
         assert_eq!(named_by(&other), None);
+    }
+
+    #[test]
+    fn options_of_runcs_type_name_it_as_the_binary() {
+        let named = |name: &str| {
+            named_by(&any_of(&runc_options::Options {
+                binary_name: name.into(),
+            }))
+        };
+        assert_eq!(
+            named("/etc/podvisor/x.toml"),
+            Some("/etc/podvisor/x.toml".into())
+        );
+        assert_eq!(named("runc"), None);
+        assert_eq!(named(""), None);
+        // Those of a container with a user namespace: `io_uid` and `io_gid`.
+        let users = Any {
+            type_url: runc_options::Options::full_name(),
+            value: vec![0x20, 0xe8, 0x07, 0x28, 0xe8, 0x07],
+        };
+        assert_eq!(named_by(&users), None);
     }
 
     #[test]

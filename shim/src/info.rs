@@ -56,8 +56,8 @@ const MOUNT_OPTIONS: &[&str] = &[
     "symfollow",
 ];
 
-/// Namespaces that a container can have of its own in the guest.
-const NAMESPACES: &[&str] = &["cgroup", "ipc", "mount", "pid", "uts"];
+/// Namespaces that a container or its pod can have in the guest.
+const NAMESPACES: &[&str] = &["cgroup", "ipc", "mount", "network", "pid", "user", "uts"];
 
 /// Writes the message to stdout.
 ///
@@ -80,13 +80,17 @@ pub fn print() -> io::Result<()> {
 }
 
 /// OCI runtime specification, features.md and features-linux.md. containerd 2.1 dies of features
-/// with mount options and no word of Linux.
+/// with mount options and no word of Linux. To it, "user" and "idmap" together are user namespaces as
+/// pods have them.
 fn features() -> Value {
     json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.2.0",
         "mountOptions": MOUNT_OPTIONS,
-        "linux": {"namespaces": NAMESPACES},
+        "linux": {
+            "namespaces": NAMESPACES,
+            "mountExtensions": {"idmap": {"enabled": true}},
+        },
     })
 }
 
@@ -100,5 +104,13 @@ mod tests {
         let options = features["mountOptions"].as_array().unwrap();
         assert!(options.contains(&json!("rro")));
         assert!(features["linux"]["namespaces"].is_array());
+    }
+
+    #[test]
+    fn user_namespaces_are_announced() {
+        let linux = &features()["linux"];
+        let namespaces = linux["namespaces"].as_array().unwrap();
+        assert!(namespaces.contains(&json!("user")));
+        assert_eq!(linux["mountExtensions"]["idmap"]["enabled"], true);
     }
 }

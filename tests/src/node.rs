@@ -50,6 +50,7 @@ fn containerd() -> Option<Pid> {
 
 /// Podvisor's configuration, changed for as long as this lives.
 pub struct Configuration {
+    path: PathBuf,
     before: Option<Vec<u8>>,
 }
 
@@ -59,22 +60,30 @@ impl Configuration {
     /// # Errors
     /// When it cannot be written.
     pub fn set(content: &str) -> Result<Self> {
-        let path = Path::new(CONFIGURATION);
+        Self::set_at(Path::new(CONFIGURATION), content)
+    }
+
+    /// Replaces the configuration of a class.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_at(path: &Path, content: &str) -> Result<Self> {
         let before = fs::read(path).ok();
         fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
         fs::write(path, content)?;
-        Ok(Self { before })
+        let path = path.to_owned();
+        Ok(Self { path, before })
     }
 }
 
 impl Drop for Configuration {
     fn drop(&mut self) {
         let result = match &self.before {
-            Some(content) => fs::write(CONFIGURATION, content),
-            None => fs::remove_file(CONFIGURATION),
+            Some(content) => fs::write(&self.path, content),
+            None => fs::remove_file(&self.path),
         };
         if let Err(error) = result {
-            eprintln!("{CONFIGURATION} is not as it was: {error}");
+            eprintln!("{} is not as it was: {error}", self.path.display());
         }
     }
 }

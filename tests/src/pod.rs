@@ -11,7 +11,8 @@ use podvisor_proto::cri::v1::{
     DnsConfig, LinuxContainerResources, LinuxPodSandboxStats, LinuxSandboxSecurityContext,
     NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatsRequest,
     PodSandboxStatusRequest, PodSandboxStatusResponse, PortMapping, Protocol,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest, UInt64Value,
+    RemovePodSandboxRequest, RunPodSandboxRequest, RuntimeHandlerFeatures, StatusRequest,
+    StopPodSandboxRequest, UInt64Value,
 };
 
 use crate::container_builder::ContainerBuilder;
@@ -53,6 +54,18 @@ impl Handler {
             Self::Runc => "".into(),
             Self::Named(name) => name.into(),
         }
+    }
+
+    /// What containerd tells the kubelet that the handler can.
+    ///
+    /// # Errors
+    /// What containerd answered.
+    pub fn features(self, cri: &Cri) -> Result<RuntimeHandlerFeatures> {
+        let request = StatusRequest::default();
+        let status = cri.call("Status", |mut c| async move { c.status(request).await })?;
+        let mut handlers = status.runtime_handlers.into_iter();
+        let handler = handlers.find(|handler| handler.name == self.name());
+        Ok(handler.and_then(|it| it.features).unwrap_or_default())
     }
 
     fn of_vm_pods() -> Cow<'static, str> {

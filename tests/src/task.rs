@@ -10,17 +10,20 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
+use podvisor_proto::cgroups::Metrics;
 use podvisor_proto::containerd::Any;
+use podvisor_proto::containerd::sandbox::{SandboxClient, SandboxMetricsRequest};
 use podvisor_proto::containerd::task::{
     CloseIoRequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest, ResizePtyRequest,
     StartRequest, StateRequest, StateResponse, TaskClient, WaitRequest,
 };
 use podvisor_proto::containerd::types::Mount;
 use podvisor_proto::ttrpc::{Client, Status};
+use prost::{Message as _, Name as _};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 
@@ -34,6 +37,7 @@ const PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/
 pub struct Shim {
     runtime: Runtime,
     client: TaskClient,
+    sandbox: SandboxClient,
 }
 
 impl Shim {
@@ -52,12 +56,13 @@ impl Shim {
     pub fn of_bundle(bundle: &Path) -> Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let path = socket(bundle)?;
-        let client = runtime.block_on(async {
-            UnixStream::connect(&path)
-                .await
-                .map(|stream| TaskClient::new(Client::new(stream)))
-        })?;
-        Ok(Self { runtime, client })
+        let client =
+            runtime.block_on(async { UnixStream::connect(&path).await.map(Client::new) })?;
+        Ok(Self {
+            runtime,
+            client: TaskClient::new(client.clone()),
+            sandbox: SandboxClient::new(client),
+        })
     }
 
     /// Where the shim of `pod` listens.
@@ -102,6 +107,23 @@ impl Shim {
             ..StateRequest::default()
         };
         self.call("State", self.client.state(request))
+    }
+
+    /// What the sandbox's machine uses, as containerd from 2.3 on asks for it.
+    ///
+    /// # Errors
+    /// What the shim answered, or what no metrics are.
+    pub fn sandbox_metrics(&self, sandbox: &str) -> Result<Metrics> {
+        let request = SandboxMetricsRequest {
+            sandbox_id: sandbox.into(),
+        };
+        let answer = self.call("SandboxMetrics", self.sandbox.sandbox_metrics(request))?;
+        let metric = answer.metrics.context("no metrics")?;
+        ensure!(metric.id == sandbox, "metrics of {:?}", metric.id);
+        let data = metric.data.context("metrics without data")?;
+        let expected = Metrics::full_name();
+        ensure!(data.type_url == expected, "a {}", data.type_url);
+        Ok(Metrics::decode(data.value.as_slice())?)
     }
 
     /// Starts `command` in `container`, its streams on FIFOs in `folder`.

@@ -149,7 +149,7 @@ mount_system
 mount_shares
 open_cgroups
 [[ -e /dev/kvm ]] || fail 'no /dev/kvm'
-/node/bin/node-registry /images > /node/registry.log 2>&1 9>&- &
+/node/bin/xtask registry /images > /node/registry.log 2>&1 9>&- &
 say 'network'
 open_network
 say 'release'

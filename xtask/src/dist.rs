@@ -1,6 +1,6 @@
 //! A release: one folder with kernel, initial images, shim and command line tool side by side.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -28,6 +28,7 @@ pub fn folder() -> PathBuf {
 /// # Errors
 /// A part does not build, or the folder cannot be written.
 pub fn build(args: &KernelArgs) -> Result<PathBuf> {
+    let _turn = take_turn()?;
     let kernel = kernel::build(args)?;
     let agent = build_agent()?;
     let programs = build_programs()?;
@@ -43,6 +44,16 @@ pub fn build(args: &KernelArgs) -> Result<PathBuf> {
     let machine_initrd = folder.join("machine-initrd.cpio");
     initrd::write_for_machines(&agent, &kernel.join("modules"), &machine_initrd)?;
     Ok(folder)
+}
+
+/// Lets one process of this tree at a time build the release: the file is locked until it is
+/// closed.
+fn take_turn() -> Result<File> {
+    let path = workspace::target().join("dist.lock");
+    fs::create_dir_all(workspace::target())?;
+    let lock = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    lock.lock()?;
+    Ok(lock)
 }
 
 /// The agent is the guest's only program: linked statically, built small, apart from what links dynamically.

@@ -15,9 +15,11 @@ mod node;
 mod packages;
 mod process;
 mod progress;
+mod registry;
 mod test;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -50,6 +52,12 @@ enum Command {
     Fuzz(fuzz::FuzzArgs),
     /// Run a pod in a VM in the node, from nothing.
     Demo(demo::DemoArgs),
+    /// Serve images to the node that this runs in.
+    #[command(hide = true)]
+    Registry {
+        /// OCI layouts, or folders of them.
+        folders: Vec<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -73,6 +81,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => return bench::main(&args),
         Command::Fuzz(args) => fuzz::run(&args)?,
         Command::Demo(args) => return demo::main(&args),
+        Command::Registry { folders } => registry::serve_all(folders)?,
     }
     Ok(ExitCode::SUCCESS)
 }

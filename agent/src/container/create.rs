@@ -11,6 +11,7 @@ use super::{Container, ContainerError, Containers, Exec, ProcessKey, check_id};
 use crate::cgroup::Cgroup;
 use crate::huge_pages::HugePages;
 use crate::oci::{NamespaceKind, Spec, parse_process};
+use crate::pod_users::PodUsers;
 use crate::stage::CONTAINER_INIT;
 use crate::stage::protocol::StageConfig;
 use crate::sys::clone::INIT_SELF;
@@ -151,6 +152,18 @@ impl Containers {
         Ok(Some(init))
     }
 
+    /// The pod's user namespace, when the container is to be in it.
+    fn pod_users(&self, spec: &Spec) -> Result<Option<PodUsers>, ContainerError> {
+        if !spec.linux.has_own(NamespaceKind::User) {
+            return Ok(None);
+        }
+        let users = self.table().pod_users.clone();
+        let users = users.ok_or(ContainerError::Malformed(
+            "linux.namespaces: the pod has no user namespace",
+        ))?;
+        Ok(Some(users))
+    }
+
     fn launch_init(
         &self,
         spec: &Spec,
@@ -160,19 +173,12 @@ impl Containers {
         stdio: &Stdio,
         joined: Option<&OwnedFd>,
     ) -> Result<Launched, ContainerError> {
-        let own_pid = spec.linux.has_own(NamespaceKind::Pid);
-        let own_user = spec.linux.has_own(NamespaceKind::User);
-        let mut flags = 0;
-        for (own, flag) in [
-            (own_pid, libc::CLONE_NEWPID),
-            (own_user, libc::CLONE_NEWUSER),
-        ] {
-            flags |= if own {
-                u64::from(flag.unsigned_abs())
-            } else {
-                0
-            };
-        }
+        let flags = match spec.linux.has_own(NamespaceKind::Pid) {
+            true => u64::from(libc::CLONE_NEWPID.unsigned_abs()),
+            false => 0,
+        };
+        let users = self.pod_users(spec)?;
+        let owner = spec.linux.user_in_guest(spec.process.user.uid);
         let directory = cgroup.open()?;
         let launch = Launch {
             program: INIT_SELF,
@@ -191,7 +197,7 @@ impl Containers {
             flags,
             pid_namespace_of: joined.map(std::os::fd::AsFd::as_fd),
             container: None,
-            user_maps: own_user.then_some(&spec.linux),
+            users: users.as_ref().map(|users| (users.init().as_fd(), owner)),
         };
         Ok(launch.start()?)
     }

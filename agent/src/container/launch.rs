@@ -10,7 +10,6 @@ use rustix::process::Pid;
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 use tokio::io::Interest;
 
-use crate::oci::{IdMapping, Linux};
 use crate::stage::protocol::{self, Failure, StageConfig};
 use crate::sys::clone::{Spawn, Spawned, spawn};
 use crate::sys::poll::{self, PolledFd};
@@ -57,8 +56,8 @@ pub struct Launch<'a> {
     pub pid_namespace_of: Option<BorrowedFd<'a>>,
     /// Init of the container that it joins.
     pub container: Option<BorrowedFd<'a>>,
-    /// Maps of its new user namespace.
-    pub user_maps: Option<&'a Linux>,
+    /// A process in whose user namespace it is born, and whom its streams belong to in the guest.
+    pub users: Option<(BorrowedFd<'a>, u32)>,
 }
 
 /// A stage on its way.
@@ -87,6 +86,9 @@ impl Launch<'_> {
         .map_err(io::Error::from)
         .map_err(start("make a control socket"))?;
         let config = write_config(&self.config).map_err(start("pass the configuration"))?;
+        if let Some((_, owner)) = self.users {
+            give_streams(&self.stdio, owner);
+        }
         let [stdin, stdout, stderr] = &self.stdio;
         let mut descriptors = vec![
             stdin.as_fd(),
@@ -102,18 +104,13 @@ impl Launch<'_> {
             descriptors: &descriptors,
             cgroup: self.cgroup,
             flags: self.flags,
+            user_namespace_of: self.users.map(|(process, _)| process),
         };
         let spawned = match self.pid_namespace_of {
             Some(process) => spawn_in_pid_namespace(process, &request),
             None => spawn(&request),
         };
         let Spawned { pid, pidfd } = spawned.map_err(start("start a process"))?;
-        if let Some(linux) = self.user_maps {
-            map_ids(pid, linux).map_err(start("map users and groups"))?;
-            rustix::io::write(&ours, b"m")
-                .map_err(io::Error::from)
-                .map_err(start("map users and groups"))?;
-        }
         let handshake = Handshake::new(ours).map_err(start("watch the control socket"))?;
         Ok(Launched {
             pid,
@@ -147,24 +144,14 @@ fn write_config(config: &StageConfig) -> io::Result<OwnedFd> {
     Ok(memfd)
 }
 
-fn map_ids(pid: Pid, linux: &Linux) -> io::Result<()> {
-    for (file, maps) in [
-        ("uid_map", &linux.uid_mappings),
-        ("gid_map", &linux.gid_mappings),
-    ] {
-        std::fs::write(
-            format!("/proc/{}/{file}", pid.as_raw_nonzero()),
-            map_text(maps),
-        )?;
+/// Gives the standard streams to the process's user as the guest knows it, who may then open them
+/// again by name (`/dev/stdout`): in its user namespace the stage could not.
+fn give_streams(stdio: &[OwnedFd], owner: u32) {
+    let owner = Some(rustix::fs::Uid::from_raw(owner));
+    for stream in stdio {
+        // Where it fails they work as they are.
+        let _ = rustix::fs::fchown(stream, owner, None);
     }
-    Ok(())
-}
-
-fn map_text(maps: &[IdMapping]) -> String {
-    let lines = maps
-        .iter()
-        .map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size));
-    lines.collect()
 }
 
 /// The agent's end of a stage's control socket.

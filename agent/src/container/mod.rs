@@ -21,6 +21,7 @@ use crate::cgroup::{Cgroup, CgroupError};
 use crate::events::EventLog;
 use crate::huge_pages::{HugePageError, HugePages};
 use crate::oci::OciError;
+use crate::pod_users::PodUsers;
 
 pub use launch::{Handshake, Launch, LaunchError};
 use oom::OomWatch;
@@ -141,6 +142,8 @@ struct Table {
     /// Which of our processes a pid is.
     pids: HashMap<u32, ProcessKey>,
     pod_pid: Option<pod_pid::PodPid>,
+    /// None where the pod's users are the guest's.
+    pod_users: Option<PodUsers>,
 }
 
 impl Table {
@@ -185,6 +188,11 @@ impl Containers {
             streams: std::sync::Arc::default(),
             oom: OomWatch::new()?,
         })
+    }
+
+    /// Takes note of the pod's user namespace, in which its containers are made.
+    pub fn set_users(&self, users: Option<PodUsers>) {
+        self.table().pod_users = users;
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, Table> {

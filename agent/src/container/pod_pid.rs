@@ -22,6 +22,9 @@ impl Containers {
     /// A process of the shared namespace, made on first use.
     pub(super) fn pod_pid(&self) -> io::Result<Arc<OwnedFd>> {
         let mut table = self.table();
+        if let Some(users) = &table.pod_users {
+            return Ok(users.init().clone());
+        }
         if let Some(pod_pid) = &table.pod_pid {
             return Ok(pod_pid.pidfd.clone());
         }
@@ -34,6 +37,7 @@ impl Containers {
             descriptors: &[null, null, null],
             cgroup: None,
             flags: u64::from(libc::CLONE_NEWPID.unsigned_abs()),
+            user_namespace_of: None,
         })?;
         let pidfd = Arc::new(spawned.pidfd);
         table.pod_pid = Some(PodPid {

@@ -147,7 +147,8 @@ impl Containers {
             // Init is in the right namespace whether it is its own or the pod's.
             pid_namespace_of: Some(init.as_fd()),
             container: Some(init.as_fd()),
-            user_maps: None,
+            // The stage joins that of the container with all its other namespaces.
+            users: None,
         }
         .start()?;
         let pid = launched.pid.as_raw_nonzero().get().unsigned_abs();

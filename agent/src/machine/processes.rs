@@ -173,7 +173,7 @@ impl Processes {
             flags: 0,
             pid_namespace_of: None,
             container: None,
-            user_maps: None,
+            users: None,
         }
         .start()?;
         let pid = launched.pid.as_raw_nonzero().get().unsigned_abs();

@@ -1,8 +1,11 @@
 //! Interfaces: found by MAC address, named, sized, brought up.
 
 use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
-use podvisor_proto::agent::v1::Interface;
+use podvisor_proto::agent::v1::{Interface, NetworkConfig};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice};
 
 use super::NetworkError;
 use super::message::Message;
@@ -10,17 +13,21 @@ use super::socket::RouteSocket;
 
 /// RTM_NEWLINK (linux/rtnetlink.h).
 const NEW_LINK: u16 = 16;
-/// IFLA_IFNAME and IFLA_MTU (linux/if_link.h).
+/// IFLA_IFNAME, IFLA_MTU and IFLA_NET_NS_FD (linux/if_link.h).
 const NAME: u16 = 3;
 const MTU: u16 = 4;
+const NAMESPACE: u16 = 28;
 /// IFF_UP (linux/if.h).
 const UP: u32 = 1;
 /// The loopback interface is the first of every network namespace.
 const LOOPBACK_INDEX: i32 = 1;
 /// Longest interface name (IFNAMSIZ less the NUL).
 const MAX_NAME: usize = 15;
-/// Where the kernel lists interfaces.
-const CLASS: &str = "/sys/class/net";
+/// Where the kernel lists the interfaces of the reader's network namespace, which /sys does not do:
+/// there they are those of who mounted it.
+const LIST: &str = "/proc/self/net/dev";
+/// Lines of [`LIST`] above the first interface.
+const LIST_HEADER_LEN: usize = 2;
 
 /// Brings up the loopback interface of the caller's network namespace.
 ///
@@ -74,7 +81,22 @@ pub fn index_of(name: &str) -> Result<i32, NetworkError> {
     if !is_name(name) {
         return Err(missing());
     }
-    read_index(name).ok_or_else(missing)
+    read_index(name).map_err(|_| missing())
+}
+
+/// Moves every interface of `config` to the network namespace that `namespace` is open on.
+///
+/// # Errors
+///
+/// [`NetworkError`] naming the interface.
+pub fn move_interfaces(config: &NetworkConfig, namespace: RawFd) -> Result<(), NetworkError> {
+    let mut socket = RouteSocket::open().map_err(NetworkError::Socket)?;
+    for interface in &config.interfaces {
+        let index = find(interface)?.index;
+        let message = change(index, 0, 0).attribute(NAMESPACE, &namespace.to_ne_bytes());
+        socket.configure(message, || describe(interface))?;
+    }
+    Ok(())
 }
 
 struct Link {
@@ -83,30 +105,65 @@ struct Link {
 }
 
 fn find(interface: &Interface) -> Result<Link, NetworkError> {
-    let wanted = mac_text(&interface.mac);
-    for entry in fs::read_dir(CLASS).into_iter().flatten().flatten() {
-        let Ok(name) = entry.file_name().into_string() else {
-            continue;
-        };
-        let mac = fs::read_to_string(entry.path().join("address")).unwrap_or_default();
-        if mac.trim() == wanted
-            && let Some(index) = read_index(&name)
+    let list = fs::read_to_string(LIST).map_err(NetworkError::List)?;
+    for name in names(&list) {
+        let mac = read_mac(name).unwrap_or_default();
+        if mac.as_slice() == interface.mac
+            && let Ok(index) = read_index(name)
         {
+            let name = name.to_owned();
             return Ok(Link { name, index });
         }
     }
     Err(NetworkError::NoInterface(format!(
-        "{} with address {wanted}",
-        interface.name
+        "{} with address {}",
+        interface.name,
+        mac_text(&interface.mac)
     )))
 }
 
-fn read_index(name: &str) -> Option<i32> {
-    fs::read_to_string(format!("{CLASS}/{name}/ifindex"))
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
+/// The names in a list of interfaces.
+fn names(list: &str) -> impl Iterator<Item = &str> {
+    let lines = list.lines().skip(LIST_HEADER_LEN);
+    lines.filter_map(|line| Some(line.split_once(':')?.0.trim()))
+}
+
+fn read_index(name: &str) -> io::Result<i32> {
+    let index = netdevice::name_to_index(any_socket()?, name)?;
+    i32::try_from(index).map_err(io::Error::other)
+}
+
+/// An interface's hardware address (netdevice(7)).
+fn read_mac(name: &str) -> io::Result<[u8; 6]> {
+    // SAFETY: ifreq is plain data for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (target, byte) in request.ifr_name.iter_mut().zip(name.bytes().take(MAX_NAME)) {
+        *target = libc::c_char::from_ne_bytes([byte]);
+    }
+    let socket = any_socket()?;
+    // SAFETY: the kernel reads the name, NUL-terminated since the last byte stays zero, and
+    // writes the address into the same live structure.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: this is the member that the call above has filled in.
+    let address = unsafe { request.ifr_ifru.ifru_hwaddr };
+    let mut mac = [0; 6];
+    for (target, byte) in mac.iter_mut().zip(address.sa_data) {
+        *target = u8::from_ne_bytes(byte.to_ne_bytes());
+    }
+    Ok(mac)
+}
+
+/// A socket to ask the network namespace by.
+fn any_socket() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 fn check(interface: &Interface) -> Result<(), NetworkError> {
@@ -171,6 +228,13 @@ mod tests {
     #[test]
     fn a_mac_is_written_as_the_kernel_writes_it() {
         assert_eq!(mac_text(&[0x02, 0, 0xab, 0xff, 1, 16]), "02:00:ab:ff:01:10");
+    }
+
+    #[test]
+    fn interfaces_are_listed_by_name() {
+        let list = "Inter-|   Receive\n face |bytes\n    lo: 1 2\n  eth0:3 4\n";
+        assert_eq!(names(list).collect::<Vec<_>>(), ["lo", "eth0"]);
+        assert_eq!(read_mac("lo").unwrap(), [0; 6]);
     }
 
     #[test]

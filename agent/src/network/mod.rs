@@ -13,7 +13,7 @@ use std::io;
 
 use podvisor_proto::agent::v1::NetworkConfig;
 
-pub use link::bring_loopback_up;
+pub use link::{bring_loopback_up, move_interfaces};
 
 /// Why the network could not be configured.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,9 @@ pub enum NetworkError {
     /// The netlink socket could not be opened.
     #[error("open a netlink socket")]
     Socket(#[source] io::Error),
+    /// The kernel does not list its interfaces.
+    #[error("list interfaces")]
+    List(#[source] io::Error),
     /// The request itself is malformed.
     #[error("{object}: {reason}")]
     Malformed {

@@ -16,10 +16,10 @@ pub struct Linux {
     _cgroups_path: IgnoredAny,
     #[serde(default, rename = "mountLabel")]
     _mount_label: IgnoredAny,
-    /// User mappings of a new user namespace.
+    /// User mappings of the pod's user namespace.
     #[serde(default)]
     pub uid_mappings: Vec<IdMapping>,
-    /// Group mappings of a new user namespace.
+    /// Group mappings of the pod's user namespace.
     #[serde(default)]
     pub gid_mappings: Vec<IdMapping>,
     /// Kernel settings, written inside the container's namespaces.
@@ -28,7 +28,8 @@ pub struct Linux {
     /// Limits of the container's cgroup.
     #[serde(default)]
     pub resources: Resources,
-    /// Namespaces the container has for itself; others are the pod's.
+    /// Namespaces the container has for itself; others are the pod's. A user namespace is the
+    /// pod's, too: named here, the container is in it.
     #[serde(default)]
     pub namespaces: Vec<Namespace>,
     /// Device nodes to make, beyond the default ones.
@@ -54,6 +55,17 @@ impl Linux {
         self.namespaces
             .iter()
             .any(|namespace| namespace.kind == kind)
+    }
+
+    /// Who a user of the container is in the guest; the same without a user namespace, or where
+    /// none is mapped.
+    #[must_use]
+    pub fn user_in_guest(&self, uid: u32) -> u32 {
+        let found = self.uid_mappings.iter().find_map(|map| {
+            let place = uid.checked_sub(map.container_id)?;
+            (place < map.size).then(|| map.host_id.checked_add(place))?
+        });
+        found.unwrap_or(uid)
     }
 
     /// Checks what the types do not.

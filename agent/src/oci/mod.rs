@@ -13,7 +13,7 @@ mod seccomp;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-pub use linux::{Device, IdMapping, Linux, NamespaceKind};
+pub use linux::{Device, Linux, NamespaceKind};
 pub use process::{Capabilities, Process, Rlimit};
 pub use resources::{Cpu, DeviceRule, HugepageLimit, Memory, Resources};
 pub use seccomp::{Seccomp, SeccompArg, SeccompRule};

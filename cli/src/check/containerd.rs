@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
-use podvisor_proto::cri::v1::{StatusResponse, VersionResponse};
+use podvisor_proto::cri::v1::{RuntimeHandler, StatusResponse, VersionResponse};
 use serde::Deserialize;
 
 use super::Check;
 use crate::cri::Cri;
 
-/// The runtime that our handler must name.
+/// The runtime that our handler names.
 const RUNTIME_TYPE: &str = "io.containerd.podvisor.v2";
+/// What the file name of its program is, which a handler may name instead.
+const SHIM: &str = "containerd-shim-podvisor-v2";
 /// What lets our annotations through.
 const ANNOTATIONS: &str = "podvisor.io/*";
 /// Where admins read how to configure it.
@@ -26,7 +28,8 @@ pub async fn checks(address: &Path) -> Vec<Check> {
         Ok((version, status)) => {
             let mut checks = vec![runtime(&version), conditions(&status)];
             let json = status.info.get("config").map_or("", String::as_str);
-            checks.extend(handlers(json, numbers(&version)));
+            let announced = &status.runtime_handlers;
+            checks.extend(handlers(json, numbers(&version), announced));
             checks
         }
         Err(error) => vec![Check::bad(
@@ -92,6 +95,8 @@ struct ContainerdConfig {
 struct RuntimeConfig {
     #[serde(rename = "runtimeType")]
     runtime_type: String,
+    #[serde(rename = "runtimePath")]
+    runtime_path: String,
     #[serde(
         rename = "PodAnnotations",
         alias = "podAnnotations",
@@ -102,7 +107,19 @@ struct RuntimeConfig {
     sandboxer: String,
 }
 
-fn handlers(config: &str, containerd: (u32, u32)) -> Vec<Check> {
+impl RuntimeConfig {
+    fn is_ours(&self) -> bool {
+        let program = Path::new(&self.runtime_path).file_name();
+        let named = !self.runtime_path.is_empty();
+        match named {
+            true => program.is_some_and(|name| name == SHIM),
+            false => self.runtime_type == RUNTIME_TYPE,
+        }
+    }
+}
+
+/// `announced` is what containerd tells the kubelet of its handlers.
+fn handlers(config: &str, containerd: (u32, u32), announced: &[RuntimeHandler]) -> Vec<Check> {
     let name = "containerd: handler";
     let config: CriConfig = match serde_json::from_str(config) {
         Ok(config) => config,
@@ -112,18 +129,22 @@ fn handlers(config: &str, containerd: (u32, u32)) -> Vec<Check> {
         }
     };
     let ours = config.containerd.runtimes.into_iter();
-    let ours: Vec<_> = ours
-        .filter(|(_, runtime)| runtime.runtime_type == RUNTIME_TYPE)
-        .collect();
+    let ours: Vec<_> = ours.filter(|(_, runtime)| runtime.is_ours()).collect();
     if ours.is_empty() {
         return vec![Check::bad(
             name,
-            format!("none of type {RUNTIME_TYPE}"),
+            format!("none of type {RUNTIME_TYPE}, and none with runtime_path …/{SHIM}"),
             GUIDE,
         )];
     }
     ours.into_iter()
-        .map(|(handler, runtime)| settings(&handler, &runtime, containerd))
+        .map(|(handler, runtime)| {
+            let check = settings(&handler, &runtime, containerd);
+            match check.remedy.is_empty() && containerd >= FEATURES_FROM {
+                true => features(check, &handler, announced),
+                false => check,
+            }
+        })
         .collect()
 }
 
@@ -156,11 +177,32 @@ fn settings(handler: &str, runtime: &RuntimeConfig, containerd: (u32, u32)) -> C
             "use sandboxer = \"podsandbox\" before containerd 2.3",
         );
     }
-    Check::good(name, RUNTIME_TYPE)
+    Check::good(name, &*runtime.runtime_type)
+}
+
+/// The version from which containerd tells what handlers can.
+const FEATURES_FROM: (u32, u32) = (2, 0);
+
+/// The check of a handler that is set up well: the kubelet must also hear what it can.
+fn features(good: Check, handler: &str, announced: &[RuntimeHandler]) -> Check {
+    let known = announced.iter().find(|known| known.name == handler);
+    let features = known.and_then(|known| known.features);
+    if features.is_some_and(|features| features.user_namespaces) {
+        return good;
+    }
+    let found = "pods with hostUsers: false or recursiveReadOnly are kept from it: containerd does not \
+                 ask it for its features";
+    Check::warning(
+        good.name,
+        found,
+        "use runtime_type and runtime_path of runtimeclass/containerd-2.x.toml",
+    )
 }
 
 #[cfg(test)]
 mod tests {
+    use podvisor_proto::cri::v1::RuntimeHandlerFeatures;
+
     use super::*;
 
     fn version(text: &str) -> bool {
@@ -186,31 +228,71 @@ mod tests {
                 "vm": {{"runtimeType": "io.containerd.podvisor.v2"{settings}}}}}}}}}"#
             )
         };
+        let announced = [announced("vm", true)];
         let good = config(
             r#", "PodAnnotations": ["podvisor.io/*"], "privileged_without_host_devices": true"#,
         );
         assert_eq!(
-            handlers(&good, (2, 1)),
+            handlers(&good, (2, 1), &announced),
             [Check::good("containerd: handler vm", RUNTIME_TYPE)]
         );
         let shim = config(
             r#", "PodAnnotations": ["podvisor.io/*"], "privileged_without_host_devices": true, "sandboxer": "shim""#,
         );
-        let warned = handlers(&shim, (2, 1));
+        let warned = handlers(&shim, (2, 1), &announced);
         assert!(
             warned[0].ok && warned[0].found.contains("hostNetwork"),
             "{warned:?}"
         );
         assert_eq!(
-            handlers(&shim, (2, 3)),
+            handlers(&shim, (2, 3), &announced),
             [Check::good("containerd: handler vm", RUNTIME_TYPE)]
         );
-        let bare = handlers(&config(""), (2, 1));
+        let bare = handlers(&config(""), (2, 1), &announced);
         assert!(bare[0].found.contains("pod_annotations"), "{bare:?}");
         assert!(
             bare[0].found.contains("privileged_without_host_devices"),
             "{bare:?}"
         );
-        assert!(!handlers("{}", (2, 1))[0].ok && !handlers("", (2, 1))[0].ok);
+        assert!(!handlers("{}", (2, 1), &[])[0].ok && !handlers("", (2, 1), &[])[0].ok);
+    }
+
+    fn announced(name: &str, user_namespaces: bool) -> RuntimeHandler {
+        RuntimeHandler {
+            name: name.into(),
+            features: Some(RuntimeHandlerFeatures {
+                recursive_read_only_mounts: user_namespaces,
+                user_namespaces,
+            }),
+        }
+    }
+
+    #[test]
+    fn a_handler_of_another_type_is_ours_by_its_program() {
+        let config = |program: &str| {
+            format!(
+                r#"{{"containerd": {{"runtimes": {{"vm": {{"runtimeType": "io.containerd.runc.v2",
+                "runtimePath": "{program}", "PodAnnotations": ["podvisor.io/*"],
+                "privileged_without_host_devices": true}}}}}}}}"#
+            )
+        };
+        let ours = config("/usr/local/bin/containerd-shim-podvisor-v2");
+        let known = [announced("vm", true)];
+        let good = Check::good("containerd: handler vm", "io.containerd.runc.v2");
+        assert_eq!(handlers(&ours, (2, 1), &known), [good.clone()]);
+        assert_eq!(handlers(&ours, (1, 7), &[]), [good]);
+        for unknown in [
+            vec![],
+            vec![announced("vm", false)],
+            vec![announced("x", true)],
+        ] {
+            let warned = &handlers(&ours, (2, 1), &unknown)[0];
+            assert!(
+                warned.ok && warned.found.contains("hostUsers"),
+                "{warned:?}"
+            );
+        }
+        let crun = config("/usr/bin/containerd-shim-crun-v2");
+        assert!(!handlers(&crun, (2, 1), &known)[0].ok);
     }
 }

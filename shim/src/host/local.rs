@@ -15,13 +15,12 @@ use podvisor_proto::cgroups::Metrics;
 use super::route_socket::RouteSocket;
 use super::{
     ConfineRequest, DiskRequest, HostError, HostOps, LinkSocket, MacRequest, NamespaceListeners,
-    NetworkRequest, Nic, RootfsRequest, VolumeOrigin, apparmor, cgroup, cgroup_metrics, disk,
-    link_socket, listeners, namespace, neighbours, pod_files, questions, redirect, rootfs, scan,
-    setup, volume, volume_origin,
+    NetworkRequest, Nic, RootfsRequest, VolumeOrigin, VolumeRequest, apparmor, cgroup,
+    cgroup_metrics, disk, link_socket, listeners, namespace, neighbours, pod_files, questions,
+    redirect, rootfs, scan, setup, volume, volume_origin,
 };
 use crate::machine::identity;
 use crate::pod::files::PodFiles;
-use crate::pod::volume::Propagation;
 
 /// Names of taps start so.
 const TAP_PREFIX: &str = "pvtap";
@@ -143,8 +142,8 @@ impl HostOps for LocalHost {
         volume_origin::of(path).map_err(failed_open(path))
     }
 
-    fn open_volume(&self, path: &Path, propagation: Propagation) -> Result<OwnedFd, HostError> {
-        volume::open_volume(path, propagation).map_err(failed_open(path))
+    fn open_volume(&self, request: &VolumeRequest) -> Result<OwnedFd, HostError> {
+        volume::open_volume(request).map_err(failed_open(&request.path))
     }
 
     fn open_disk(&self, request: &DiskRequest) -> Result<File, HostError> {

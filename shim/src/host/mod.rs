@@ -5,6 +5,7 @@ mod apparmor;
 pub mod cgroup;
 mod cgroup_metrics;
 mod disk;
+mod layers;
 mod link_socket;
 mod listeners;
 mod local;
@@ -13,6 +14,7 @@ mod mount_table;
 mod namespace;
 mod neighbours;
 mod overlay;
+mod owners;
 mod pod_files;
 mod questions;
 pub mod record;
@@ -51,6 +53,7 @@ pub use scan::ScanError;
 pub use setup::{SetupError, be_small, host_name, private_mounts, set_oom_score, trim_heap};
 pub use volume_origin::{MemoryOrigin, Ownership, VolumeOrigin};
 
+use crate::pod::users::UserMaps;
 use crate::pod::volume::Propagation;
 
 /// Work that a pod needs of its host.
@@ -126,11 +129,11 @@ pub trait HostOps: Send + Sync + 'static {
     fn inspect_volume(&self, path: &Path) -> Result<VolumeOrigin, HostError>;
 
     /// Opens a volume for export, without access to its content (`O_PATH`), with the mounts that
-    /// are below it, and those that will be as far as `propagation` says.
+    /// are below it, and those that will be as far as its propagation says.
     ///
     /// # Errors
     /// [`HostError::Open`].
-    fn open_volume(&self, path: &Path, propagation: Propagation) -> Result<OwnedFd, HostError>;
+    fn open_volume(&self, request: &VolumeRequest) -> Result<OwnedFd, HostError>;
 
     /// Opens a block device.
     ///
@@ -204,6 +207,18 @@ pub struct DiskRequest {
     pub minor: u64,
     /// Whether it is only read.
     pub read_only: bool,
+}
+
+/// A folder or file to be exported.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct VolumeRequest {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether later mounts appear.
+    pub propagation: Propagation,
+    /// The owners of its files, where they are others than its file system says; not with
+    /// propagation.
+    pub owners: Option<UserMaps>,
 }
 
 /// A container's root file system.

@@ -10,6 +10,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::chdir;
 use thiserror::Error;
 
+use super::layers::Layers;
 use super::mount_options::{MountOptions, OptionError};
 use super::overlay::{self, DATA_LEN_MAX, RelativeData};
 use super::{HostMount, RootfsRequest};
@@ -50,6 +51,16 @@ pub enum MountError {
         /// What the host said.
         source: Errno,
     },
+    /// The layers cannot have other owners.
+    #[error("the files of {kind} {mount_source} cannot be the pod's users'")]
+    Owners {
+        /// File system type.
+        kind: String,
+        /// Its source.
+        mount_source: String,
+        /// What the host said.
+        source: io::Error,
+    },
     /// The host refused to unmount.
     #[error("cannot unmount {path}")]
     Unmount {
@@ -77,11 +88,24 @@ pub(super) fn mount_all(request: &RootfsRequest) -> Result<(), MountError> {
 }
 
 fn mount_one(entry: &HostMount, target: &Path) -> Result<(), MountError> {
-    let options = MountOptions::parse(&entry.options).map_err(|source| MountError::Options {
-        kind: entry.kind.clone(),
-        mount_source: entry.source.clone(),
-        source,
-    })?;
+    let mut options =
+        MountOptions::parse(&entry.options).map_err(|source| MountError::Options {
+            kind: entry.kind.clone(),
+            mount_source: entry.source.clone(),
+            source,
+        })?;
+    // The overlay has copies of its layers' mounts: these are needed until it is mounted.
+    let _layers = match options.owners.take() {
+        Some(owners) => {
+            let layers = Layers::mount(&mut options.data, &owners, target);
+            Some(layers.map_err(|source| MountError::Owners {
+                kind: entry.kind.clone(),
+                mount_source: entry.source.clone(),
+                source,
+            })?)
+        }
+        None => None,
+    };
     let failed = |source| MountError::Mount {
         kind: entry.kind.clone(),
         mount_source: entry.source.clone(),

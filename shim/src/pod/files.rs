@@ -51,7 +51,11 @@ impl PodFiles {
         for (name, destination) in FILES {
             let destination = Path::new(destination);
             if !is_mounted(&mounts, destination) {
-                mounts.push(bind(&self.folder.join(name), destination, access));
+                let mut mount = bind(&self.folder.join(name), destination, access);
+                let linux = spec.linux().as_ref();
+                mount.set_uid_mappings(linux.and_then(|linux| linux.uid_mappings().clone()));
+                mount.set_gid_mappings(linux.and_then(|linux| linux.gid_mappings().clone()));
+                mounts.push(mount);
             }
         }
         share_memory(&mut mounts);

@@ -10,6 +10,7 @@ use super::block_devices::{self, BlockDevice, GuestNumber};
 use super::confinement::{self, SelinuxTypeError};
 use super::device_nodes::{self, HostDeviceError};
 use super::namespaces::{self, NamespaceError};
+use super::users::UserMaps;
 use super::volume::{self, BindMount, VolumeError};
 
 /// A spec that a guest cannot honour.
@@ -121,11 +122,16 @@ impl GuestSpec {
                 continue;
             };
             mount.set_source(Some(placed.source.clone()));
-            if placed.host_keeps_read_only {
-                let mut options = mount.options().clone().unwrap_or_default();
-                options.retain(|option| option != "ro");
-                mount.set_options(Some(options));
-            }
+            // In the guest files have the owners that they are to have.
+            mount.set_uid_mappings(None);
+            mount.set_gid_mappings(None);
+            let mut options = mount.options().clone().unwrap_or_default();
+            options.retain(|option| match option.as_str() {
+                "idmap" | "ridmap" => false,
+                "ro" => !placed.host_keeps_read_only,
+                _ => true,
+            });
+            mount.set_options(Some(options));
         }
         self.spec.set_mounts(Some(mounts));
         if let Some(linux) = self.spec.linux_mut() {
@@ -149,7 +155,7 @@ fn translate_process(spec: &mut Spec) -> Result<Option<String>, GuestSpecError> 
 }
 
 fn translate_linux(spec: &mut Spec, standalone: bool) -> Result<(), GuestSpecError> {
-    namespaces::check(spec)?;
+    namespaces::check(spec, standalone)?;
     let own = namespaces::own(spec, standalone);
     let privileged = device_nodes::is_privileged(spec.mounts().as_deref().unwrap_or_default());
     let Some(linux) = spec.linux_mut() else {
@@ -184,7 +190,8 @@ fn bind_mounts(mounts: &[Mount]) -> Result<Vec<BindMount>, GuestSpecError> {
             .source()
             .as_ref()
             .ok_or_else(|| GuestSpecError::NoSource(destination.clone()))?;
-        let source = volume::classify(source, destination, options).map_err(|source| {
+        let owners = UserMaps::of_mount(mount);
+        let source = volume::classify(source, destination, options, owners).map_err(|source| {
             GuestSpecError::Volume {
                 destination: destination.clone(),
                 source,

@@ -15,6 +15,7 @@ pub mod network;
 pub mod resources;
 pub mod sandbox_spec;
 pub mod sizing;
+pub mod users;
 pub mod volume;
 
 pub use bundle::{Bundle, BundleError, Role};

@@ -6,6 +6,8 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use thiserror::Error;
 
+use super::users::{UserMaps, UserMapsError};
+
 /// A namespace that a VM pod cannot have.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum NamespaceError {
@@ -15,9 +17,14 @@ pub enum NamespaceError {
     /// The host's shared memory, semaphores and message queues.
     #[error("a pod in its own VM has no part in the host's IPC: set hostIPC to false")]
     HostIpc,
-    /// Users that are others on the host.
-    #[error("linux.namespaces: a VM pod has no user namespace: set hostUsers to true")]
+    /// Users that are others than the pod's.
+    #[error(
+        "linux.namespaces: a container has the user namespace of its pod (hostUsers), none of its own"
+    )]
     User,
+    /// Users that are others outside of the pod, and nobody says who.
+    #[error(transparent)]
+    Users(#[from] UserMapsError),
 }
 
 /// Makes sure that a pod's guest can have the namespaces of its spec.
@@ -25,7 +32,7 @@ pub enum NamespaceError {
 /// # Errors
 /// [`NamespaceError`].
 pub fn check_pod(spec: &Spec) -> Result<(), NamespaceError> {
-    check(spec)?;
+    UserMaps::of_pod(spec)?;
     // A sandbox always has those of its own, except where it shares them with the host.
     for (kind, error) in [
         (LinuxNamespaceType::Pid, NamespaceError::HostPid),
@@ -38,26 +45,36 @@ pub fn check_pod(spec: &Spec) -> Result<(), NamespaceError> {
     Ok(())
 }
 
-/// Makes sure that a guest can have a container's namespaces.
+/// Makes sure that a guest can have a container's namespaces. A `standalone` container's user
+/// namespace is the pod's.
 ///
 /// # Errors
 /// [`NamespaceError::User`].
-pub fn check(spec: &Spec) -> Result<(), NamespaceError> {
-    let users = |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::User;
-    if all(spec).iter().any(users) {
+pub fn check(spec: &Spec, standalone: bool) -> Result<(), NamespaceError> {
+    let own_users = |namespace: &LinuxNamespace| {
+        namespace.typ() == LinuxNamespaceType::User && path_of(namespace).is_none()
+    };
+    if !standalone && all(spec).iter().any(own_users) {
         return Err(NamespaceError::User);
     }
     Ok(())
 }
 
-/// The namespaces that are the container's own. One with a path is shared within the pod: then it
-/// is the guest's. A `standalone` container owns its guest's network.
+/// The namespaces that the guest is told of: the container's own. One with a path is shared within
+/// the pod: then it is the guest's, except for the pod's user namespace, which not every container
+/// has to be in. A `standalone` container owns its guest's network.
 pub fn own(spec: &Spec, standalone: bool) -> Vec<LinuxNamespace> {
-    let is_own = |namespace: &&LinuxNamespace| {
-        let guests = standalone && namespace.typ() == LinuxNamespaceType::Network;
-        path_of(namespace).is_none() && !guests
+    let is_told = |namespace: &&LinuxNamespace| match namespace.typ() {
+        LinuxNamespaceType::User => true,
+        LinuxNamespaceType::Network if standalone => false,
+        _ => path_of(namespace).is_none(),
     };
-    all(spec).iter().filter(is_own).cloned().collect()
+    let without_path = |mut namespace: LinuxNamespace| {
+        namespace.set_path(None);
+        namespace
+    };
+    let told = all(spec).iter().filter(is_told).cloned();
+    told.map(without_path).collect()
 }
 
 /// The process of the host whose process namespace a container is to join, by the path that
@@ -101,7 +118,7 @@ mod tests {
         let error = check(r#"[{"type":"pid"}]"#);
         assert_eq!(error, Err(NamespaceError::HostIpc));
         let error = check(r#"[{"type":"pid"},{"type":"ipc"},{"type":"user"}]"#);
-        assert_eq!(error, Err(NamespaceError::User));
+        assert_eq!(error, Err(UserMapsError::Missing.into()));
         assert!(NamespaceError::HostIpc.to_string().contains("hostIPC"));
     }
 
@@ -118,6 +135,18 @@ mod tests {
         use LinuxNamespaceType::{Network, Pid, Uts};
         assert_eq!(kinds(false), [Pid, Network, Uts]);
         assert_eq!(kinds(true), [Pid, Uts]);
+    }
+
+    #[test]
+    fn a_containers_users_are_the_pods() {
+        let joined = spec(r#"[{"type":"user","path":"/proc/7/ns/user"}]"#);
+        assert_eq!(check(&joined, false), Ok(()));
+        let told = own(&joined, false);
+        assert_eq!(told[0].typ(), LinuxNamespaceType::User);
+        assert_eq!(told[0].path(), &None);
+        let own = spec(r#"[{"type":"user"}]"#);
+        assert_eq!(check(&own, false), Err(NamespaceError::User));
+        assert_eq!(check(&own, true), Ok(()));
     }
 
     #[test]

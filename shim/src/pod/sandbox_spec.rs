@@ -6,9 +6,12 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceType, Process, Spec,
+};
 use podvisor_proto::containerd::pod_config::{
-    LinuxPodSandboxConfig, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    IdMapping, LinuxPodSandboxConfig, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    UserNamespace,
 };
 
 use super::bundle::{
@@ -30,6 +33,10 @@ pub fn sandbox_spec(config: &PodSandboxConfig, id: &str, network: &Path) -> Spec
     linux.set_cgroups_path(cgroups_path(&pod.cgroup_parent, id));
     linux.set_sysctl(Some(pod.sysctls.clone()));
     linux.set_namespaces(Some(namespaces(pod, network)));
+    if let Some(users) = users(pod) {
+        linux.set_uid_mappings(Some(mappings(&users.uids)));
+        linux.set_gid_mappings(Some(mappings(&users.gids)));
+    }
     let mut process = Process::default();
     process.set_oom_score_adj(Some(SANDBOX_OOM_SCORE));
     let mut spec = Spec::default();
@@ -102,22 +109,46 @@ fn namespaces(pod: &LinuxPodSandboxConfig, network: &Path) -> Vec<LinuxNamespace
     if options.ipc() != NamespaceMode::Node {
         namespaces.push(own(LinuxNamespaceType::Ipc));
     }
-    let users = options.userns_options.as_ref();
-    if users.is_some_and(|users| users.mode() == NamespaceMode::Pod) {
+    if users(pod).is_some() {
         namespaces.push(own(LinuxNamespaceType::User));
     }
     namespaces
 }
 
+/// What the pod's users are outside, where they are others.
+fn users(pod: &LinuxPodSandboxConfig) -> Option<&UserNamespace> {
+    let context = pod.security_context.as_ref()?;
+    let users = context
+        .namespace_options
+        .as_ref()?
+        .userns_options
+        .as_ref()?;
+    (users.mode() == NamespaceMode::Pod).then_some(users)
+}
+
+fn mappings(ranges: &[IdMapping]) -> Vec<LinuxIdMapping> {
+    let mapping = |range: &IdMapping| {
+        let mapping = LinuxIdMappingBuilder::default()
+            .container_id(range.container_id)
+            .host_id(range.host_id)
+            .size(range.length)
+            .build();
+        // Fails only where a number is left out.
+        mapping.ok()
+    };
+    ranges.iter().filter_map(mapping).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use podvisor_proto::containerd::pod_config::{
-        LinuxContainerResources, LinuxSandboxSecurityContext, UserNamespace,
+        LinuxContainerResources, LinuxSandboxSecurityContext,
     };
 
     use super::*;
     use crate::pod::guest_spec::check_pod;
     use crate::pod::network::PodNetwork;
+    use crate::pod::users::UserMaps;
     use crate::pod::{Bundle, Role};
     use podvisor_annotations::Annotations;
 
@@ -190,15 +221,37 @@ mod tests {
     #[test]
     fn what_a_machine_cannot_share_with_the_host_is_refused_as_ever() {
         assert!(PodNetwork::of_spec(&bundle(&config(), "").spec).is_err());
+        // Users without a map of them.
+        assert!(check_pod(&with_users(Vec::new()).spec).is_err());
+    }
+
+    #[test]
+    fn users_are_mapped_as_cri_says() {
+        let map = vec![IdMapping {
+            host_id: 1000,
+            container_id: 0,
+            length: 10,
+        }];
+        let spec = with_users(map).spec;
+        check_pod(&spec).unwrap();
+        let maps = UserMaps::of_pod(&spec).unwrap();
+        assert_eq!(maps, UserMaps::of_options("0:1000:10", "0:1000:10"));
+    }
+
+    fn with_users(map: Vec<IdMapping>) -> Bundle {
         let mut users = config();
         let context = LinuxSandboxSecurityContext {
             namespace_options: Some(NamespaceOption {
-                userns_options: Some(UserNamespace::default()),
+                userns_options: Some(UserNamespace {
+                    uids: map.clone(),
+                    gids: map,
+                    ..UserNamespace::default()
+                }),
                 ..NamespaceOption::default()
             }),
             ..LinuxSandboxSecurityContext::default()
         };
         users.linux.as_mut().unwrap().security_context = Some(context);
-        assert!(check_pod(&bundle(&users, "/run/netns/x").spec).is_err());
+        bundle(&users, "/run/netns/x")
     }
 }

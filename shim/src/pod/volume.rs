@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::users::UserMaps;
+
 /// What a container may change of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -38,6 +40,8 @@ pub enum Source {
         access: Access,
         /// Whether later mounts appear.
         propagation: Propagation,
+        /// The owners of its files, where they are others than the host's file system says.
+        owners: Option<UserMaps>,
     },
 }
 
@@ -61,6 +65,11 @@ pub enum VolumeError {
          a VM"
     )]
     Bidirectional,
+    /// Later mounts would have other owners.
+    #[error(
+        "mount propagation from the host (HostToContainer) is not possible where hostUsers is false"
+    )]
+    OwnersOfLaterMounts,
     /// A unix socket.
     #[error("{0} is a unix socket of the host, which cannot be connected to from a VM")]
     Socket(PathBuf),
@@ -78,11 +87,12 @@ pub enum VolumeError {
 /// Tells how a bind mount of `source` at `destination` reaches the guest.
 ///
 /// # Errors
-/// [`VolumeError::Bidirectional`].
+/// [`VolumeError::Bidirectional`], [`VolumeError::OwnersOfLaterMounts`].
 pub fn classify(
     source: &Path,
     destination: &Path,
     options: &[String],
+    owners: Option<UserMaps>,
 ) -> Result<Source, VolumeError> {
     if destination == Path::new("/dev/shm") {
         return Ok(Source::SharedMemory);
@@ -107,10 +117,14 @@ pub fn classify(
     } else {
         Propagation::Private
     };
+    if propagation == Propagation::FromHost && owners.is_some() {
+        return Err(VolumeError::OwnersOfLaterMounts);
+    }
     Ok(Source::Host {
         path: source.to_owned(),
         access,
         propagation,
+        owners,
     })
 }
 
@@ -157,7 +171,7 @@ mod tests {
 
     fn classified(destination: &str, options: &[&str]) -> Result<Source, VolumeError> {
         let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
-        classify(Path::new("/data"), Path::new(destination), &options)
+        classify(Path::new("/data"), Path::new(destination), &options, None)
     }
 
     fn host(access: Access, propagation: Propagation) -> Result<Source, VolumeError> {
@@ -165,7 +179,16 @@ mod tests {
             path: "/data".into(),
             access,
             propagation,
+            owners: None,
         })
+    }
+
+    #[test]
+    fn later_mounts_have_the_owners_of_their_file_system() {
+        let owners = UserMaps::of_options("0:1000:10", "0:1000:10");
+        let options = ["rbind".to_owned(), "rslave".to_owned()];
+        let classified = classify(Path::new("/data"), Path::new("/mnt"), &options, owners);
+        assert_eq!(classified, Err(VolumeError::OwnersOfLaterMounts));
     }
 
     #[test]

@@ -17,6 +17,8 @@ use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdRegisterError};
 
+use crate::pod::users::UserMaps;
+
 /// Bytes and entries of a volume that still fit into one message to the agent (4 MiB) with ease;
 /// Kubernetes' own limit for a configMap or secret is 1 MiB.
 const CONTENT_LEN_MAX: u64 = 3 << 20;
@@ -50,11 +52,21 @@ pub enum MirrorError {
     },
 }
 
+/// A volume to be mirrored.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Original {
+    /// Where it is.
+    pub folder: PathBuf,
+    /// The owners of its files, where they are others than its file system says.
+    pub owners: Option<UserMaps>,
+}
+
 /// Reads all of a volume, without following a link out of it.
 ///
 /// # Errors
 /// [`MirrorError::Read`], [`MirrorError::TooLarge`].
-pub fn read_volume(folder: &Path) -> Result<Vec<VolumeEntry>, MirrorError> {
+pub fn read_volume(original: &Original) -> Result<Vec<VolumeEntry>, MirrorError> {
+    let folder = original.folder.as_path();
     let root = open(
         folder,
         OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
@@ -66,6 +78,7 @@ pub fn read_volume(folder: &Path) -> Result<Vec<VolumeEntry>, MirrorError> {
     };
     let mut reader = Reader {
         folder,
+        owners: original.owners.as_ref(),
         root: root.map_err(read)?,
         entries: Vec::new(),
         len: 0,
@@ -76,6 +89,7 @@ pub fn read_volume(folder: &Path) -> Result<Vec<VolumeEntry>, MirrorError> {
 
 struct Reader<'a> {
     folder: &'a Path,
+    owners: Option<&'a UserMaps>,
     root: OwnedFd,
     entries: Vec<VolumeEntry>,
     len: u64,
@@ -152,11 +166,12 @@ impl Reader<'_> {
         if self.len > CONTENT_LEN_MAX || self.entries.len() >= ENTRIES_MAX {
             return Err(too_large());
         }
+        let (uid, gid) = (metadata.uid(), metadata.gid());
         self.entries.push(VolumeEntry {
             path: path.to_str().ok_or_else(too_large)?.to_owned(),
             mode: metadata.mode(),
-            uid: metadata.uid(),
-            gid: metadata.gid(),
+            uid: self.owners.map_or(uid, |owners| owners.user(uid)),
+            gid: self.owners.map_or(gid, |owners| owners.group(gid)),
             data,
         });
         Ok(())
@@ -229,10 +244,10 @@ impl Watch {
 }
 
 /// Keeps the guest's copy equal until the task is aborted.
-pub async fn follow(watch: Watch, folder: PathBuf, volume_id: String, agent: AgentClient) {
+pub async fn follow(watch: Watch, original: Original, volume_id: String, agent: AgentClient) {
     while watch.changed().await.is_ok() {
         tokio::time::sleep(SETTLE).await;
-        let entries = match read_volume(&folder) {
+        let entries = match read_volume(&original) {
             Ok(entries) => entries,
             // The kubelet removes the folder with the pod.
             Err(MirrorError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -268,10 +283,30 @@ mod tests {
         folder
     }
 
+    fn original(folder: &tempfile::TempDir) -> Original {
+        Original {
+            folder: folder.path().to_owned(),
+            owners: None,
+        }
+    }
+
+    #[test]
+    fn files_have_the_owners_of_the_map() {
+        let folder = volume();
+        let owner = std::fs::metadata(folder.path()).unwrap().uid();
+        let map = format!("{owner}:1000:1");
+        let owners = UserMaps::of_options(&map, "0:0:1");
+        let entries = read_volume(&Original {
+            owners,
+            ..original(&folder)
+        });
+        assert!(entries.unwrap().iter().all(|entry| entry.uid == 1000));
+    }
+
     #[test]
     fn parents_come_before_children_and_links_stay_links() {
         let folder = volume();
-        let entries = read_volume(folder.path()).unwrap();
+        let entries = read_volume(&original(&folder)).unwrap();
         let paths: Vec<_> = entries.iter().map(|entry| entry.path.as_str()).collect();
         assert_eq!(paths, ["", "..2026", "..2026/key", "..data", "key"]);
         assert_eq!(entries[2].data, b"value");
@@ -285,7 +320,7 @@ mod tests {
         let large = vec![0; usize::try_from(CONTENT_LEN_MAX).unwrap() + 1];
         std::fs::write(folder.path().join("..2026/large"), large).unwrap();
         assert!(matches!(
-            read_volume(folder.path()),
+            read_volume(&original(&folder)),
             Err(MirrorError::TooLarge(_))
         ));
     }

@@ -13,9 +13,12 @@ use crate::config::Config;
 use crate::guest::MachinePlan;
 use crate::guest::boot::BootPlan;
 use crate::host::{cgroup, host_name};
+use crate::pod::guest_spec::GuestSpecError;
 use crate::pod::hardware;
+use crate::pod::namespaces::NamespaceError;
 use crate::pod::network::PodNetwork;
 use crate::pod::sizing::Size;
+use crate::pod::users::UserMaps;
 use crate::pod::{Bundle, cgroup_path, guest_spec};
 use crate::release::Release;
 
@@ -116,12 +119,15 @@ impl PodPlan {
         let spec = &self.bundle.spec;
         let linux = spec.linux().as_ref();
         let sysctls = linux.and_then(|linux| linux.sysctl().clone());
+        let users = UserMaps::of_pod(spec).map_err(NamespaceError::from);
+        let users = users.map_err(GuestSpecError::from)?;
         let sandbox = ConfigureSandboxRequest {
             sandbox_id: self.id.clone(),
             hostname: self.hostname(),
             domainname: spec.domainname().clone().unwrap_or_default(),
             sysctls: sysctls.unwrap_or_default().into_iter().collect(),
             shm_size_bytes: guest_spec::shared_memory_size(spec).unwrap_or_default(),
+            users: users.map(Into::into),
             ..ConfigureSandboxRequest::default()
         };
         let machine = MachinePlan {

@@ -16,11 +16,12 @@ use tokio::task::AbortHandle;
 
 use super::error::TaskError;
 use super::hot_disk::HotDisk;
-use super::mirror::{self, MirrorError};
+use super::mirror::{self, MirrorError, Original};
 use crate::guest::Machine;
-use crate::host::{DiskRequest, HostOps, MemoryOrigin, Ownership, VolumeOrigin};
+use crate::host::{DiskRequest, HostOps, MemoryOrigin, Ownership, VolumeOrigin, VolumeRequest};
 use crate::pod::block_devices::GuestNumber;
 use crate::pod::guest_spec::GuestMount;
+use crate::pod::users::UserMaps;
 use crate::pod::volume::{
     Access, Propagation, Source, VolumeError, guest_device, is_atomically_written, part_of,
 };
@@ -31,8 +32,10 @@ const SHARED_CACHE: Duration = Duration::from_secs(1);
 /// Names a volume that is taken from the guest with its last user.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum VolumeKey {
-    /// A folder or file.
+    /// A folder or file that the guest sees on the host.
     Folder(FolderKey),
+    /// A folder that the guest has a copy of.
+    Mirror(Original),
     /// A block device.
     Disk(DiskRequest),
 }
@@ -41,8 +44,7 @@ pub enum VolumeKey {
 /// and one set of locks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FolderKey {
-    path: PathBuf,
-    propagation: Propagation,
+    volume: VolumeRequest,
     /// Whether mounts below are writable where the volume itself is not: then it cannot be one
     /// with what other containers may write.
     only_mounts_below: bool,
@@ -138,14 +140,15 @@ impl Volumes {
 /// How a volume is in the guest.
 enum Kind {
     /// Under the shared folder.
-    Export(String),
+    Export,
     /// Under the folder of mirrors, kept equal by a task.
-    Mirror(String, AbortHandle),
+    Mirror(AbortHandle),
     /// On the guest's PCI bus.
-    Disk(String, GuestNumber),
+    Disk(GuestNumber),
 }
 
 struct Volume {
+    name: String,
     kind: Kind,
     users: usize,
 }
@@ -185,7 +188,7 @@ impl Owner {
             }
         }
         for volume in self.volumes.into_values() {
-            if let Kind::Mirror(_, follower) = volume.kind {
+            if let Kind::Mirror(follower) = volume.kind {
                 follower.abort();
             }
         }
@@ -196,31 +199,44 @@ impl Owner {
             path,
             access,
             propagation,
+            owners,
         } = source
         else {
             return Ok(Placed::lasting(SHM_DIR.into()));
         };
         // The kubelet mounts these read-only; what a pod may write to has to reach the host.
         if access != Access::ReadWrite && is_atomically_written(&path) {
-            match self.acquire_mirror(&path).await {
+            let original = Original {
+                folder: path.clone(),
+                owners: owners.clone(),
+            };
+            match self.acquire_mirror(original).await {
                 Err(TaskError::Mirror(MirrorError::TooLarge(_))) => {}
                 other => return other,
             }
         }
         match self.inspect(path.clone()).await? {
-            VolumeOrigin::Memory(memory) => self.acquire_memory(memory).await,
+            VolumeOrigin::Memory(memory) => self.acquire_memory(memory, owners).await,
             VolumeOrigin::EmptyDir { folder, below } => {
-                let key = FolderKey {
+                let volume = VolumeRequest {
                     path: folder,
                     propagation: Propagation::Private,
+                    owners,
+                };
+                let key = FolderKey {
+                    volume,
                     only_mounts_below: false,
                 };
                 self.acquire_export(key, &below, access, CachePolicy::Always)
             }
             VolumeOrigin::Shared { has_mounts } => {
-                let key = FolderKey {
+                let volume = VolumeRequest {
                     path,
                     propagation,
+                    owners,
+                };
+                let key = FolderKey {
+                    volume,
                     only_mounts_below: has_mounts && access == Access::ReadOnly,
                 };
                 let cache = CachePolicy::Bounded(SHARED_CACHE);
@@ -251,23 +267,19 @@ impl Owner {
     ) -> Result<Placed, TaskError> {
         let writes = writes(access, key.only_mounts_below);
         let only_mounts_below = key.only_mounts_below;
-        let (path, propagation) = (key.path.clone(), key.propagation);
+        let volume = key.volume.clone();
         let key = VolumeKey::Folder(key);
-        let name = match self.volumes.get_mut(&key) {
-            Some(Volume {
-                kind: Kind::Export(name),
-                users,
-            }) => {
-                self.machine.allow_writes(name, writes)?;
-                *users += 1;
-                name.clone()
-            }
-            _ => {
+        if let Some(known) = self.volumes.get(&key) {
+            self.machine.allow_writes(&known.name, writes)?;
+        }
+        let name = match self.share(&key) {
+            Some(known) => known.name.clone(),
+            None => {
                 let name = self.next_name();
-                let opened = self.host.open_volume(&path, propagation)?;
+                let opened = self.host.open_volume(&volume)?;
                 let options = ExportOptions { writes, cache };
                 self.machine.add_export(&name, opened, options)?;
-                self.insert(key.clone(), Kind::Export(name.clone()));
+                self.insert(key.clone(), name.clone(), Kind::Export);
                 name
             }
         };
@@ -280,25 +292,14 @@ impl Owner {
         })
     }
 
-    async fn acquire_mirror(&mut self, path: &Path) -> Result<Placed, TaskError> {
-        let key = FolderKey {
-            path: path.to_owned(),
-            propagation: Propagation::Private,
-            only_mounts_below: false,
-        };
-        let key = VolumeKey::Folder(key);
-        let name = match self.volumes.get_mut(&key) {
-            Some(Volume {
-                kind: Kind::Mirror(name, _),
-                users,
-            }) => {
-                *users += 1;
-                name.clone()
-            }
-            _ => {
+    async fn acquire_mirror(&mut self, original: Original) -> Result<Placed, TaskError> {
+        let key = VolumeKey::Mirror(original.clone());
+        let name = match self.share(&key) {
+            Some(known) => known.name.clone(),
+            None => {
                 let name = self.next_name();
-                let follower = self.mirror(path, &name).await?;
-                self.insert(key.clone(), Kind::Mirror(name.clone(), follower));
+                let follower = self.mirror(original, &name).await?;
+                self.insert(key.clone(), name.clone(), Kind::Mirror(follower));
                 name
             }
         };
@@ -310,7 +311,11 @@ impl Owner {
 
     /// The volume is empty at first and stays in the guest until that ends, as the kubelet's
     /// stays until the pod does.
-    async fn acquire_memory(&mut self, origin: MemoryOrigin) -> Result<Placed, TaskError> {
+    async fn acquire_memory(
+        &mut self,
+        origin: MemoryOrigin,
+        owners: Option<UserMaps>,
+    ) -> Result<Placed, TaskError> {
         let name = match self.memory.get(&origin.device) {
             Some(name) => name.clone(),
             None => self.next_name(),
@@ -323,9 +328,9 @@ impl Owner {
             volume_id: name.clone(),
             size_bytes: origin.size_bytes.unwrap_or_default(),
             huge_page_bytes: origin.huge_page_bytes.unwrap_or_default(),
-            root: Some(ownership(origin.root)),
+            root: Some(ownership(origin.root, owners.as_ref())),
             part: part.to_owned(),
-            part_ownership: Some(ownership(origin.part)),
+            part_ownership: Some(ownership(origin.part, owners.as_ref())),
         };
         self.agent.make_volume(request).await?;
         let folder = Path::new(MEMORY_DIR).join(&name);
@@ -335,14 +340,9 @@ impl Owner {
 
     async fn acquire_disk(&mut self, disk: DiskRequest) -> Result<PlacedDisk, TaskError> {
         let key = VolumeKey::Disk(disk);
-        let number = match self.volumes.get_mut(&key) {
-            Some(Volume {
-                kind: Kind::Disk(_, number),
-                users,
-            }) => {
-                *users += 1;
-                *number
-            }
+        let known = self.share(&key).map(|volume| &volume.kind);
+        let number = match known {
+            Some(Kind::Disk(number)) => *number,
             _ => {
                 let name = self.next_name();
                 let hot = HotDisk {
@@ -351,7 +351,7 @@ impl Owner {
                     agent: &self.agent,
                 };
                 let number = hot.attach(&self.host, disk).await?;
-                self.insert(key.clone(), Kind::Disk(name, number));
+                self.insert(key.clone(), name, Kind::Disk(number));
                 number
             }
         };
@@ -364,20 +364,32 @@ impl Owner {
         format!("volume-{}", self.made)
     }
 
-    fn insert(&mut self, key: VolumeKey, kind: Kind) {
-        self.volumes.insert(key, Volume { kind, users: 1 });
+    fn insert(&mut self, key: VolumeKey, name: String, kind: Kind) {
+        let volume = Volume {
+            name,
+            kind,
+            users: 1,
+        };
+        self.volumes.insert(key, volume);
     }
 
-    async fn mirror(&self, path: &Path, name: &str) -> Result<AbortHandle, TaskError> {
+    /// A volume that the guest has already, for one more user of it.
+    fn share(&mut self, key: &VolumeKey) -> Option<&Volume> {
+        let volume = self.volumes.get_mut(key)?;
+        volume.users += 1;
+        Some(volume)
+    }
+
+    async fn mirror(&self, original: Original, name: &str) -> Result<AbortHandle, TaskError> {
         // Watched before it is read: no change is missed.
-        let watch = mirror::Watch::new(path)?;
-        let entries = mirror::read_volume(path)?;
+        let watch = mirror::Watch::new(&original.folder)?;
+        let entries = mirror::read_volume(&original)?;
         let request = ApplyVolumeRequest {
             volume_id: name.to_owned(),
             entries,
         };
         self.agent.apply_volume(request).await?;
-        let follower = mirror::follow(watch, path.to_owned(), name.to_owned(), self.agent.clone());
+        let follower = mirror::follow(watch, original, name.to_owned(), self.agent.clone());
         Ok(tokio::spawn(follower).abort_handle())
     }
 
@@ -389,8 +401,11 @@ impl Owner {
         if volume.users > 0 {
             return;
         }
-        match self.volumes.remove(key).map(|volume| volume.kind) {
-            Some(Kind::Mirror(name, follower)) => {
+        let Some(Volume { name, kind, .. }) = self.volumes.remove(key) else {
+            return;
+        };
+        match kind {
+            Kind::Mirror(follower) => {
                 follower.abort();
                 // A guest that has ended has nothing to forget.
                 let _ = self
@@ -398,8 +413,8 @@ impl Owner {
                     .remove_volume(RemoveVolumeRequest { volume_id: name })
                     .await;
             }
-            Some(Kind::Export(name)) => remove_export(&self.machine, name).await,
-            Some(Kind::Disk(name, _)) => {
+            Kind::Export => remove_export(&self.machine, name).await,
+            Kind::Disk(_) => {
                 let hot = HotDisk {
                     name: &name,
                     machine: &self.machine,
@@ -407,7 +422,6 @@ impl Owner {
                 };
                 hot.detach().await;
             }
-            None => {}
         }
     }
 }
@@ -422,9 +436,13 @@ fn writes(access: Access, mounts_below: bool) -> Writes {
     }
 }
 
-fn ownership(ownership: Ownership) -> agent::Ownership {
+fn ownership(ownership: Ownership, owners: Option<&UserMaps>) -> agent::Ownership {
     let Ownership { mode, uid, gid } = ownership;
-    agent::Ownership { mode, uid, gid }
+    agent::Ownership {
+        mode,
+        uid: owners.map_or(uid, |owners| owners.user(uid)),
+        gid: owners.map_or(gid, |owners| owners.group(gid)),
+    }
 }
 
 /// Takes an export from the guest; waits for its requests on a thread that may wait.

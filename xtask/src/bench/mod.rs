@@ -16,7 +16,7 @@ use crate::{dist, packages, process, workspace};
 use programs::{Bench, Programs};
 
 /// Benchmarks that compare by instructions where there is no real processor to time.
-const BY_INSTRUCTIONS: &[&str] = &["block", "boot", "machine", "pod"];
+const BY_INSTRUCTIONS: &[&str] = &["block", "boot", "machine", "net", "pod"];
 /// Benchmarks that boot the images of machines.
 const OF_MACHINES: &[&str] = &["machine"];
 /// Benchmarks of plain computation: they need neither virtualization nor containerd.
@@ -130,6 +130,10 @@ fn run_in_node(args: &BenchArgs, bench: &Bench, programs: &Programs, release: &P
     let installed = format!("/opt/podvisor/{}", workspace::VERSION);
     let variable = ("PODVISOR_RELEASE".to_owned(), installed);
     options.variables.push(variable);
+    if options.clock == Clock::Instructions {
+        let variable = ("PODVISOR_CLOCK_INSTRUCTIONS".to_owned(), "1".to_owned());
+        options.variables.push(variable);
+    }
 
     let mut copied = vec![bench.program.clone()];
     copied.extend_from_slice(&programs.helpers);

@@ -10,14 +10,15 @@ use tempfile::TempDir;
 
 use super::{Containerd, NodeOptions};
 use crate::process;
-use crate::progress::Step;
 use crate::workspace;
 
 /// Largest size of the data disk, which is sparse.
 const DATA_DISK_LEN: u64 = 24 << 30;
 
-/// The program of this crate that runs in the node.
-const NODE_PROGRAM: &str = "node-registry";
+/// What the node calls this program.
+const NODE_PROGRAM: &str = "xtask";
+/// This program, whatever has become of its file (proc_pid_exe(5)).
+const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// A folder of the host that the node sees.
 #[derive(Clone, Debug)]
@@ -67,7 +68,7 @@ impl RunDir {
         copy(&options.containerd.drop_in(), &shared.join("drop-in.toml"))?;
         fs::create_dir(shared.join("bin"))?;
         copy(
-            &build_node_program()?,
+            Path::new(THIS_PROGRAM),
             &shared.join("bin").join(NODE_PROGRAM),
         )?;
         let mut lines = String::new();
@@ -158,22 +159,6 @@ impl RunDir {
         )?;
         Ok(())
     }
-}
-
-/// Builds the program of this crate that runs in the node, in a folder of its own: cargo lets only one process at a time into a
-/// target folder, and a node must not wait for someone's long build.
-fn build_node_program() -> Result<PathBuf> {
-    let step = Step::start("node program");
-    let target = workspace::target().join("node/programs");
-    process::run(
-        &step,
-        workspace::cargo()
-            .args(["build", "--package", "podvisor-xtask"])
-            .args(["--bin", NODE_PROGRAM, "--target-dir"])
-            .arg(&target),
-    )?;
-    step.done();
-    Ok(target.join("debug").join(NODE_PROGRAM))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

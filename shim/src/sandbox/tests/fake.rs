@@ -23,10 +23,9 @@ use crate::guest::disk::{Disk, DiskError};
 use crate::guest::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
 use crate::host::{
     ConfineRequest, DiskRequest, HostError, HostOps, LinkSocket, MacRequest, NamespaceListeners,
-    NetworkRequest, Nic, RootfsRequest, VolumeOrigin,
+    NetworkRequest, Nic, RootfsRequest, VolumeOrigin, VolumeRequest,
 };
 use crate::pod::files::PodFiles;
-use crate::pod::volume::Propagation;
 
 /// What a test can see and steer.
 #[derive(Default)]
@@ -504,8 +503,8 @@ impl HostOps for FakeHost {
     fn inspect_volume(&self, _: &Path) -> Result<VolumeOrigin, HostError> {
         Ok(VolumeOrigin::Shared { has_mounts: false })
     }
-    fn open_volume(&self, path: &Path, _: Propagation) -> Result<OwnedFd, HostError> {
-        self.open_path(path)
+    fn open_volume(&self, request: &VolumeRequest) -> Result<OwnedFd, HostError> {
+        self.open_path(&request.path)
     }
     fn open_path(&self, _: &Path) -> Result<OwnedFd, HostError> {
         let opened = std::fs::File::open("/").map_err(io::Error::other).unwrap();

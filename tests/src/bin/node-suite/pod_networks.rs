@@ -37,6 +37,7 @@ inside ip address add "fd00:79::$n/64" dev net1 nodad
 inside ip -batch - << END
 route add default via 10.77.0.1
 route add 10.100.0.0/16 via 10.79.0.1 mtu 1300 initcwnd 20
+route add 10.101.0.0/16 nexthop via 10.77.0.1 nexthop via 10.79.0.1 weight 2
 route add 10.102.0.0/16 via 169.254.1.1 dev net1 onlink
 route add 10.105.0.0/16 via inet6 fd00:79::1 dev net1
 route add blackhole 10.103.0.0/16

@@ -22,6 +22,7 @@ pub fn cases() -> Vec<Case> {
             "a_broken_installation_says_what_is_broken",
             broken_installation,
         ),
+        gate("a_class_has_a_configuration_of_its_own", class),
     ]
 }
 
@@ -87,6 +88,22 @@ fn broken_installation(cri: &Cri) -> Result<()> {
         let _configuration = Configuration::set(&configuration)?;
         let error = refused(PodBuilder::new(cri, Handler::Podvisor, "broken"))?;
         ensure_names(&error, &parts).with_context(|| configuration.clone())?;
+    }
+    Ok(())
+}
+
+/// The handlers' configuration is the file that containerd's options for them name, in the field that
+/// the options of their type have.
+fn class(cri: &Cri) -> Result<()> {
+    for handler in ["podvisor-class", "podvisor-runc-class"] {
+        let handler = Handler::Named(handler);
+        let named = || refused(PodBuilder::new(cri, handler, "class"));
+        ensure_names(&named()?, &["/etc/podvisor/class.toml", "No such file"])?;
+        let _configuration = Configuration::set_at(
+            Path::new("/etc/podvisor/class.toml"),
+            "kernel = \"/etc/podvisor/no-such-kernel\"",
+        )?;
+        ensure_names(&named()?, &["/etc/podvisor/no-such-kernel"])?;
     }
     Ok(())
 }

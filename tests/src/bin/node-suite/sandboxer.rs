@@ -9,13 +9,14 @@ const VARIABLE: &str = "PODVISOR_SANDBOXER_HANDLER";
 /// What the names of such cases end with.
 const SUFFIX: &str = "@sandboxer_shim";
 
-const CASES: [&str; 10] = [
+const CASES: [&str; 11] = [
     "containers_share_network_ipc_and_volumes",
     "containers_see_what_their_spec_says",
     "executions_end_with_their_own_codes",
     "input_reaches_containers_and_executions",
     "a_container_is_asked_to_end_before_it_is_killed",
     "statistics_are_right_for_known_loads",
+    "a_sandbox_tells_what_its_machine_uses",
     "the_guest_has_the_networks_routes_and_mtu",
     "a_wrong_annotation_fails_the_pod_by_name",
     "a_killed_shim_is_reported_and_leaves_nothing",

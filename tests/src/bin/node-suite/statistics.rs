@@ -10,12 +10,16 @@ use podvisor_proto::cri::v1::{
     ContainerStats, ContainerStatsFilter, CpuUsage, LinuxPodSandboxStats,
     ListContainerStatsRequest, ListPodSandboxStatsRequest,
 };
+use podvisor_tests::task::Shim;
 use podvisor_tests::{Container, Cri, Handler, Pod, PodBuilder, wait};
 
 use crate::case::{Case, gate};
 
 pub fn cases() -> Vec<Case> {
-    vec![gate("statistics_are_right_for_known_loads", statistics)]
+    vec![
+        gate("statistics_are_right_for_known_loads", statistics),
+        gate("a_sandbox_tells_what_its_machine_uses", sandbox),
+    ]
 }
 
 const RECEIVED: u64 = 8 << 20;
@@ -50,6 +54,38 @@ fn statistics(cri: &Cri) -> Result<()> {
         let used = layer.and_then(|layer| layer.used_bytes);
         Ok(is_about(used.map_or(0, |used| used.value), WRITTEN).then_some(()))
     })
+}
+
+/// What containerd from 2.3 on asks each second, and 2.1 with no sandboxer: the sandbox service is
+/// asked here as it does.
+fn sandbox(cri: &Cri) -> Result<()> {
+    let pod = PodBuilder::new(cri, Handler::Podvisor, "sandbox").run()?;
+    let load = pod.container("load").memory_mib(96).start()?;
+    let shim = Shim::connect(&pod)?;
+    let usage = || -> Result<(u64, u64)> {
+        let metrics = shim.sandbox_metrics(&pod.id)?;
+        let memory = metrics.memory.context("no memory")?.usage;
+        Ok((memory, metrics.cpu.context("no CPU")?.usage_usec))
+    };
+    let inside = || -> Result<u64> {
+        let text = load.shell("awk '/usage_usec/ {print $2}' /sys/fs/cgroup/cpu.stat")?;
+        Ok(text.parse()?)
+    };
+    let (before, inside_before) = (usage()?, inside()?);
+    load.shell(&format!(
+        "head -c {HELD} /dev/zero > /dev/shm/held; i=0; while test $i -lt 100000; do i=$((i+1)); done"
+    ))?;
+    let (inside_after, after) = (inside()?, usage()?);
+    let held = after.0.saturating_sub(before.0);
+    ensure!(is_about(held, HELD), "{held} bytes more with {HELD} held");
+    let (machine, container) = (after.1 - before.1, inside_after - inside_before);
+    ensure!(
+        container > 0 && machine >= container,
+        "the machine used {machine} us, its container {container}"
+    );
+    let unknown = shim.sandbox_metrics("no-such-sandbox").err();
+    ensure!(unknown.is_some(), "metrics of no sandbox");
+    Ok(())
 }
 
 /// Within 10 %.

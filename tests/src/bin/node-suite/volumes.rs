@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
-use podvisor_proto::cri::v1::{ImageSpec, MountPropagation};
+use podvisor_proto::cri::v1::{ImageSpec, Mount, MountPropagation};
 use podvisor_tests::{Container, Cri, Handler, Pod, PodBuilder, wait};
 
 use crate::case::{Case, gate};
@@ -232,26 +232,66 @@ fn containerd_is_older() -> Result<bool> {
     Ok(String::from_utf8(output.stdout)?.contains(" 1."))
 }
 
-/// What may be written below read-only volumes, with runc and with us. Recursively read-only ones
-/// are left out: asked for one of another handler than runc, containerd 2.1 itself dies.
+/// What may be written below read-only volumes, with runc and with us; recursively read-only ones
+/// where containerd knows of them, as far as it lets pods have them.
 fn read_only(cri: &Cri) -> Result<()> {
     let mut outcomes = Vec::new();
     for handler in [Handler::Runc, Handler::Podvisor] {
+        let recursive = handler.features(cri)?.recursive_read_only_mounts;
         let pod = PodBuilder::new(cri, handler, "read-only").run()?;
         let folder = pod.volume("host")?;
         fs::create_dir(folder.join("below"))?;
         let _below = NodeMount::tmpfs(&folder.join("below"), "size=1m")?;
-        let container = pod.container("mounts").mount_read_only(&folder, "/plain");
+        let mut container = pod.container("mounts").mount_read_only(&folder, "/plain");
+        if recursive {
+            container = container.mount_with(&folder, "/whole", recursively);
+            refused_recursive(&pod, &folder)?;
+        }
         let container = container.start()?;
-        outcomes.push([
+        let mut written = vec![
             write(&container, "/plain/file")?,
             write(&container, "/plain/below/file")?,
-        ]);
+        ];
+        if recursive {
+            let whole = write(&container, "/whole/below/other")?;
+            ensure!(whole.contains("Read-only"), "recursively: {whole}");
+            written.push(write(&container, "/whole/file")?);
+        }
+        outcomes.push(written);
     }
     let [runcs, ours] = outcomes.as_slice() else {
         bail!("two handlers");
     };
-    ensure!(ours == runcs, "runc: {runcs:?}, podvisor: {ours:?}");
+    let common = runcs.len().min(ours.len());
+    ensure!(
+        ours[..common] == runcs[..common],
+        "runc: {runcs:?}, podvisor: {ours:?}"
+    );
+    Ok(())
+}
+
+fn recursively(mount: &mut Mount) {
+    mount.readonly = true;
+    mount.recursive_read_only = true;
+}
+
+/// What contradicts itself: writable, or with mounts that come later or go to the node.
+fn refused_recursive(pod: &Pod<'_>, folder: &Path) -> Result<()> {
+    let changes: [fn(&mut Mount); 3] = [
+        |mount| mount.readonly = false,
+        |mount| mount.set_propagation(MountPropagation::PropagationHostToContainer),
+        |mount| mount.set_propagation(MountPropagation::PropagationBidirectional),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let container = pod.container("refused").mount_with(folder, "/x", |mount| {
+            recursively(mount);
+            change(mount);
+        });
+        ensure!(
+            container.create().is_err(),
+            "contradiction {number} was taken"
+        );
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod identity;
 mod processes;
 mod refusals;
 mod sysctls;
+mod users;
 
 use crate::case::Case;
 
@@ -16,6 +17,7 @@ pub fn cases() -> Vec<Case> {
         confinement::cases(),
         processes::cases(),
         sysctls::cases(),
+        users::cases(),
         refusals::cases(),
     ]
     .into_iter()

@@ -4,7 +4,7 @@
 //! registry containerd believes it talks to: containerd's `certs.d/_default` leads every name here and passes the
 //! original host as `?ns=`. Layouts are read on every request, so a folder may gain images while the node runs.
 //!
-//! usage: node-registry FOLDER…   (a layout, or a folder of layouts)
+//! The node is given this program itself, which is there already: `xtask registry FOLDER…`.
 
 mod http;
 mod layouts;
@@ -19,17 +19,19 @@ use layouts::Layouts;
 
 const ADDRESS: &str = "127.0.0.1:5000";
 
-fn main() -> anyhow::Result<()> {
-    let layouts = Arc::new(Layouts::new(
-        std::env::args_os().skip(1).map(PathBuf::from).collect(),
-    ));
+/// Serves layouts, or folders of layouts, until the process is ended.
+///
+/// # Errors
+/// The address is taken.
+pub fn serve_all(folders: Vec<PathBuf>) -> anyhow::Result<()> {
+    let layouts = Arc::new(Layouts::new(folders));
     let listener = TcpListener::bind(ADDRESS)?;
     for stream in listener.incoming() {
         let stream = stream?;
         let layouts = Arc::clone(&layouts);
         std::thread::spawn(move || {
             if let Err(error) = serve(stream, &layouts) {
-                eprintln!("node-registry: {error:#}");
+                eprintln!("registry: {error:#}");
             }
         });
     }
