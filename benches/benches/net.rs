@@ -5,14 +5,13 @@
 //! node's processors, both ends and the guest included.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use podvisor_benches::{Median, print_figure};
+use podvisor_benches::{Median, print_figure, receive, send};
 use podvisor_tests::{Container, Cri, Handler, Pod, PodBuilder};
 
 /// Pairs that are measured unless told otherwise.
@@ -21,8 +20,6 @@ const PAIRS: usize = 15;
 const TRANSFER_MIB: u64 = 128;
 /// What opens windows and warms caches before.
 const WARM_UP_BYTES: u64 = 8 << 20;
-/// What is handed to the kernel, and asked of it, at once.
-const CHUNK_LEN: usize = 128 << 10;
 /// Ticks in a second of `/proc/stat` (`USER_HZ`, the same on every x86 kernel).
 const TICKS_PER_SECOND: f64 = 100.0;
 /// The other end's program, and where a pod has it.
@@ -150,8 +147,8 @@ fn move_bytes(listener: &TcpListener, direction: Direction, bytes: u64) -> Resul
     let (mut stream, _) = listener.accept()?;
     let (began, times) = (Instant::now(), Times::read()?);
     match direction {
-        Direction::Out => take(&mut stream, bytes)?,
-        Direction::In => give(&mut stream, bytes)?,
+        Direction::Out => receive(&mut stream, bytes)?,
+        Direction::In => send(&mut stream, bytes)?,
     }
     let (elapsed, spent) = (began.elapsed().as_secs_f64(), Times::read()?.since(times));
     let seconds = match std::env::var_os(INSTRUCTIONS_VARIABLE) {
@@ -163,31 +160,6 @@ fn move_bytes(listener: &TcpListener, direction: Direction, bytes: u64) -> Resul
         bytes_per_second: bytes as f64 / seconds,
         cpu_seconds_per_gb: spent.busy / gb,
     })
-}
-
-fn take(stream: &mut TcpStream, bytes: u64) -> Result<()> {
-    let mut chunk = vec![0; CHUNK_LEN];
-    let mut received = 0;
-    while received < bytes {
-        let len = stream.read(&mut chunk)?;
-        ensure!(len > 0, "{received} of {bytes} bytes came");
-        received += u64::try_from(len)?;
-    }
-    stream.write_all(&[0])?;
-    Ok(())
-}
-
-fn give(stream: &mut TcpStream, bytes: u64) -> Result<()> {
-    let chunk = vec![0x5a; CHUNK_LEN];
-    let mut left = bytes;
-    while left > 0 {
-        let len = usize::try_from(left).map_or(CHUNK_LEN, |left| left.min(CHUNK_LEN));
-        stream.write_all(&chunk[..len])?;
-        left -= u64::try_from(len)?;
-    }
-    // Its word that it has all of it.
-    stream.read_exact(&mut [0])?;
-    Ok(())
 }
 
 /// What the node's processors did since its start, all together, in seconds.

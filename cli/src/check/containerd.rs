@@ -279,7 +279,7 @@ mod tests {
         let ours = config("/usr/local/bin/containerd-shim-podvisor-v2");
         let known = [announced("vm", true)];
         let good = Check::good("containerd: handler vm", "io.containerd.runc.v2");
-        assert_eq!(handlers(&ours, (2, 1), &known), [good.clone()]);
+        assert_eq!(handlers(&ours, (2, 1), &known), std::slice::from_ref(&good));
         assert_eq!(handlers(&ours, (1, 7), &[]), [good]);
         for unknown in [
             vec![],

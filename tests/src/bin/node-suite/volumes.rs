@@ -262,9 +262,10 @@ fn read_only(cri: &Cri) -> Result<()> {
     let [runcs, ours] = outcomes.as_slice() else {
         bail!("two handlers");
     };
-    let common = runcs.len().min(ours.len());
+    // A handler that is not asked for its features has no recursive ones to show.
+    let mut common = runcs.iter().zip(ours);
     ensure!(
-        ours[..common] == runcs[..common],
+        common.all(|(runc, our)| runc == our),
         "runc: {runcs:?}, podvisor: {ours:?}"
     );
     Ok(())
