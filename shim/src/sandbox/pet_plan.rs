@@ -18,7 +18,7 @@ use super::plan::{PodPlan, kernel_args};
 use crate::guest::pet::BootStage;
 use crate::guest::pet_disk::{DiskOptions, PetDisk};
 use crate::guest::{MachinePlan, PetParts, SharedFolder};
-use crate::host::{DiskRequest, HostOps};
+use crate::host::{DiskRequest, HostOps, VolumeRequest};
 use crate::machine::disks::{
     BOOT_SERIAL, BootDisk, DiskSet, DisksError, OpenDisks, open_for_reading,
 };
@@ -28,6 +28,7 @@ use crate::machine::source::{DISK_FOLDER, Kind, Source, Volume};
 use crate::machine::store::{self, Found, Origin};
 use crate::pod::hardware;
 use crate::pod::network::PodNetwork;
+use crate::pod::users::UserMaps;
 use crate::pod::{Bundle, block_devices, volume};
 
 /// The export that a machine without a disk has its root on.
@@ -298,16 +299,22 @@ impl Input<'_> {
                 continue;
             };
             let options = options.as_deref().unwrap_or_default();
-            volume::classify(source, mount.destination(), options)?;
+            if UserMaps::of_mount(mount).is_some() {
+                let reason = "hostUsers is false, and a machine has all users of its own";
+                return Err(TaskError::Invalid(reason.to_owned()));
+            }
+            volume::classify(source, mount.destination(), options, None)?;
             let read_only = options
                 .iter()
                 .any(|option| option == "ro" || option == "rro");
             let name = format!("volume-{number}");
             shares.push(SharedFolder {
                 name: name.clone(),
-                folder: self
-                    .host
-                    .open_volume(source, volume::Propagation::Private)?,
+                folder: self.host.open_volume(&VolumeRequest {
+                    path: source.clone(),
+                    propagation: volume::Propagation::Private,
+                    owners: None,
+                })?,
                 read_only,
                 is_private: false,
             });
