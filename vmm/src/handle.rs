@@ -9,13 +9,14 @@ use podvisor_devices::legacy::Serial;
 use prost::Message as _;
 use thiserror::Error;
 
-use crate::config::{DeviceSlot, MemorySize, VmConfig};
+use crate::config::{DeviceSlot, MemorySize, Vcpus, VmConfig};
 use crate::event::{EndReason, EventSink, RestartCause};
 use crate::generation::GenerationError;
 use crate::machine::{Machine, StartError};
 use crate::memory::GuestRam;
 use crate::pci::PciError;
 use crate::plugged_memory::{MemoryPlugError, MemoryState, PluggedMemory};
+use crate::plugged_vcpus::{VcpuPlugError, VcpuState};
 use crate::state::{MachineState, StateError};
 use crate::timeline::Phase;
 use crate::vcpu::{ExitCounts, PinError, StatsError};
@@ -170,6 +171,22 @@ impl VmHandle {
     /// [`PinError`]; the processors before the one it names are bound.
     pub fn pin_vcpus(&self, host_cpus: &[usize]) -> Result<(), PinError> {
         self.machine.threads.pin(host_cpus)
+    }
+
+    /// Asks for `wanted` processors in all. New ones are there when this returns, for the guest to
+    /// switch on; those that are too many go when the guest lets go of them: [`Self::vcpus`] tells.
+    ///
+    /// # Errors
+    /// [`VcpuPlugError`] without room for more ([`crate::Processors::new`]), or when the host
+    /// lacks something; processors before the one it names have come.
+    pub fn set_vcpus(&self, wanted: Vcpus) -> Result<(), VcpuPlugError> {
+        self.machine.set_vcpus(wanted)
+    }
+
+    /// How the processors stand.
+    #[must_use]
+    pub fn vcpus(&self) -> VcpuState {
+        self.machine.vcpu_state()
     }
 
     /// Asks the guest to have `wanted` bytes of memory in all; parts of 2 MiB are left out. It

@@ -1,7 +1,7 @@
 //! Builds a machine from its configuration and owns all of its parts.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{Kvm, VmFd};
 use podvisor_devices::console::Terminal;
@@ -25,12 +25,13 @@ use crate::memory::{GuestRam, MemoryError, RamPlan};
 use crate::pci::{OnFailure, PciDevices, PciError, PlainSlot, Wiring};
 use crate::platform::{Platform, PlatformConfig, PlatformError};
 use crate::plugged_memory::{self, PluggedMemory};
-use crate::processors::Processors;
+use crate::plugged_vcpus::{self, VcpuPlug};
 use crate::restart::{PowerOn, PowerOnError, RestartThread, Restarter};
 use crate::smbios::SmbiosError;
 use crate::timeline::Timeline;
 use crate::vcpu::{
-    Control, PinError, Policies, StatsError, VcpuCell, VcpuContext, VcpuThreads, prepare_signal,
+    Control, MakeError, PinError, Policies, VcpuCell, VcpuContext, VcpuMaker, VcpuThreads,
+    prepare_signal,
 };
 
 /// Why a machine could not start. Nothing of it is left.
@@ -57,6 +58,9 @@ pub enum StartError {
     /// The SMBIOS tables could not be written.
     #[error("cannot tell the machine's identity")]
     Smbios(#[from] SmbiosError),
+    /// A processor could not be made.
+    #[error("cannot make a vCPU")]
+    Vcpu(#[from] MakeError),
     /// CPUID could not be made.
     #[error("cannot describe the processors")]
     Cpuid(#[from] CpuidError),
@@ -77,9 +81,6 @@ pub enum StartError {
     /// What a reset returns to cannot be told.
     #[error("cannot prepare resets")]
     PowerOn(#[from] PowerOnError),
-    /// KVM's statistics are missing.
-    #[error("cannot count exits")]
-    Stats(#[from] StatsError),
     /// The host refused a thread, a signal or a file.
     #[error("cannot {step}")]
     Os {
@@ -103,6 +104,7 @@ fn os_step(step: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
 pub(crate) struct Machine {
     pub(crate) control: Arc<Control>,
     pub(crate) threads: Arc<VcpuThreads>,
+    pub(crate) vcpus: VcpuPlug,
     pub(crate) timeline: Arc<Timeline>,
     /// None in a machine that ends at a reset.
     restart: Option<RestartThread>,
@@ -127,8 +129,8 @@ impl Machine {
         let template = Template::for_host(&kvm, &config.processors)?;
         let entry = BootSource::of(&config, &template).load(&ram)?;
         timeline.done("guest_loaded");
-        let parts = Parts::build(config, &template, events, &kvm, ram, timeline)?;
-        set_entry(parts.threads.cells(), entry)?;
+        let parts = Parts::build(config, template, events, &kvm, ram, timeline)?;
+        set_entry(&parts.threads.cells(), entry)?;
         parts.start(kvm)
     }
 
@@ -142,7 +144,7 @@ impl Machine {
         let timeline = Arc::new(Timeline::begin());
         let kvm = host::open_kvm()?;
         let template = Template::for_host(&kvm, &config.processors)?;
-        Parts::build(config, &template, events, &kvm, ram, timeline)?.start(kvm)
+        Parts::build(config, template, events, &kvm, ram, timeline)?.start(kvm)
     }
 
     /// Whether a reset starts the machine over.
@@ -178,6 +180,7 @@ fn ram_plan(config: &VmConfig) -> Result<RamPlan, MemoryError> {
 struct Parts {
     control: Arc<Control>,
     threads: Arc<VcpuThreads>,
+    maker: VcpuMaker,
     buses: Arc<Buses>,
     events: Arc<EventSink>,
     timeline: Arc<Timeline>,
@@ -194,7 +197,7 @@ struct Parts {
 impl Parts {
     fn build(
         mut config: VmConfig,
-        template: &Template,
+        template: Template,
         events: EventSink,
         kvm: &Kvm,
         ram: GuestRam,
@@ -204,24 +207,18 @@ impl Parts {
         irqchip::create(&vm).map_err(kvm_step("make interrupt controllers"))?;
         ram.register(&vm)?;
         timeline.done("vm_created");
-        let threads = Arc::new(VcpuThreads::new(create_vcpus(
-            template,
-            &vm,
-            &config.processors,
-        )?));
-        timeline.done("vcpus_created");
         let policies = Policies {
             reset: config.on_reset,
             poweroff: config.on_poweroff,
         };
-        let control = Arc::new(Control::new(threads.cells().len(), policies));
-        let reset = match policies.has_restart() {
-            false => None,
-            true => {
-                let power_on = PowerOn::of(kvm, &vm, threads.cells())?;
-                Some((BootSource::of(&config, template), power_on))
-            }
-        };
+        let restarts = policies.has_restart();
+        let source = restarts.then(|| BootSource::of(&config, &template));
+        let (maker, threads) = make_vcpus(kvm, &vm, template, &config)?;
+        timeline.done("vcpus_created");
+        let (booted, possible) = (config.processors.booted(), config.processors.possible());
+        let control = Arc::new(Control::new(usize::from(booted.get()), policies));
+        let with_state = |source| Ok::<_, StartError>((source, PowerOn::of(&vm)?));
+        let reset = source.map(with_state).transpose()?;
         let buses = Arc::new(Buses::default());
         let has_events = acpi_config(&config).has_events();
         let platform = PlatformConfig {
@@ -230,6 +227,7 @@ impl Parts {
             output: config.console_output,
             power_button: config.power_button,
             has_events,
+            cpus: (booted < possible).then(|| plugged_vcpus::slots(possible, booted, &threads)),
         };
         let requests = on_request(&control, &threads);
         let platform = Platform::place(platform, &vm, &buses.ports, requests)?;
@@ -256,6 +254,7 @@ impl Parts {
         Ok(Self {
             control,
             threads,
+            maker,
             buses,
             events,
             timeline,
@@ -271,13 +270,18 @@ impl Parts {
 
     fn start(self, kvm: Kvm) -> Result<Machine, StartError> {
         prepare_signal().map_err(os_step("install a signal handler"))?;
-        let context = VcpuContext {
+        let context = Arc::new(VcpuContext {
             control: Arc::clone(&self.control),
             buses: self.buses,
             threads: Arc::clone(&self.threads),
             events: Arc::clone(&self.events),
             timeline: Arc::clone(&self.timeline),
             terminal: self.platform.terminal().clone(),
+        });
+        let vcpus = VcpuPlug {
+            maker: self.maker,
+            context,
+            changing: Mutex::default(),
         };
         let restarts = Arc::new(AtomicU64::new(0));
         let restarter = self.reset.map(|(source, power_on)| Restarter {
@@ -297,6 +301,7 @@ impl Parts {
         let machine = Machine {
             control: self.control,
             threads: self.threads,
+            vcpus,
             timeline: self.timeline,
             restart: restart.map_err(os_step("start a thread"))?,
             restarts,
@@ -307,7 +312,10 @@ impl Parts {
             kvm,
             ram: self.ram,
         };
-        VcpuThreads::spawn(context).map_err(os_step("start a thread"))?;
+        for index in 0..machine.threads.cells().len() {
+            let spawned = machine.threads.spawn(&machine.vcpus.context, index);
+            spawned.map_err(os_step("start a thread"))?;
+        }
         if !self.pinning.is_empty() {
             machine.threads.pin(&self.pinning)?;
         }
@@ -317,7 +325,7 @@ impl Parts {
 }
 
 /// Puts the first processor at the kernel's entry. The others wait for its startup message.
-pub(crate) fn set_entry(cells: &[VcpuCell], kernel: GuestAddress) -> Result<(), StartError> {
+pub(crate) fn set_entry(cells: &[&VcpuCell], kernel: GuestAddress) -> Result<(), StartError> {
     let Some(cell) = cells.first() else {
         return Ok(());
     };
@@ -393,21 +401,25 @@ fn on_failure(control: &Arc<Control>, threads: &Arc<VcpuThreads>) -> OnFailure {
     })
 }
 
-fn create_vcpus(
-    template: &Template,
-    vm: &VmFd,
-    processors: &Processors,
-) -> Result<Vec<VcpuCell>, StartError> {
-    let mut cells = Vec::with_capacity(usize::from(processors.booted().get()));
-    for index in 0..processors.booted().get() {
-        let apic_id = processors.topology().apic_id(index);
-        let vcpu = vm
-            .create_vcpu(u64::from(apic_id))
-            .map_err(kvm_step("create a vCPU"))?;
-        let cpuid = template.for_vcpu(apic_id)?;
-        vcpu.set_cpuid2(&cpuid).map_err(kvm_step("set CPUID"))?;
-        msrs::set_boot_msrs(&vcpu).map_err(kvm_step("set MSRs"))?;
-        cells.push(VcpuCell::new(vcpu)?);
-    }
-    Ok(cells)
+/// Makes the processors that the machine begins with, and what makes those that may come.
+fn make_vcpus(
+    kvm: &Kvm,
+    vm: &Arc<VmFd>,
+    template: Template,
+    config: &VmConfig,
+) -> Result<(VcpuMaker, Arc<VcpuThreads>), StartError> {
+    let power_on_msrs = match config.on_reset {
+        ResetPolicy::End => None,
+        ResetPolicy::Restart => Some(msrs::saved_indices(kvm).map_err(kvm_step("list its MSRs"))?),
+    };
+    let maker = VcpuMaker {
+        vm: Arc::clone(vm),
+        template,
+        topology: config.processors.topology(),
+        power_on_msrs,
+    };
+    let cells = (0..config.processors.booted().get()).map(|index| maker.make(index));
+    let cells = cells.collect::<Result<Vec<_>, _>>()?;
+    let threads = VcpuThreads::new(cells, config.processors.possible().get());
+    Ok((maker, Arc::new(threads)))
 }

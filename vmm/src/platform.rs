@@ -8,7 +8,9 @@ use kvm_ioctls::VmFd;
 use podvisor_devices::bus::{Bus, BusDevice, BusError};
 use podvisor_devices::console::{ConsoleLog, Terminal};
 use podvisor_devices::interrupt::IrqLine;
-use podvisor_devices::legacy::{AcpiPm, Ged, GedEvent, I8042, MachineEvent, MachineEvents, Serial};
+use podvisor_devices::legacy::{
+    AcpiPm, CpuSlots, Ged, GedEvent, I8042, MachineEvent, MachineEvents, Serial,
+};
 use thiserror::Error;
 
 use crate::arch::irqchip::KvmLine;
@@ -39,6 +41,8 @@ pub(crate) struct PlatformConfig {
     pub(crate) power_button: bool,
     /// Whether the guest can be told of events.
     pub(crate) has_events: bool,
+    /// Slots of processors that come and go.
+    pub(crate) cpus: Option<CpuSlots>,
 }
 
 /// A machine's platform devices.
@@ -47,6 +51,7 @@ pub(crate) struct Platform {
     serial: Option<Arc<Serial>>,
     events: Option<Arc<Ged>>,
     has_button: bool,
+    cpus: Option<Arc<CpuSlots>>,
 }
 
 impl Platform {
@@ -83,11 +88,16 @@ impl Platform {
         } else {
             None
         };
+        let cpus = config.cpus.map(Arc::new);
+        if let Some(cpus) = &cpus {
+            insert(ports, layout::PORT_CPUS, cpus.clone())?;
+        }
         Ok(Self {
             terminal,
             serial,
             events,
             has_button: config.power_button,
+            cpus,
         })
     }
 
@@ -111,6 +121,9 @@ impl Platform {
         if let Some(events) = &self.events {
             events.restore(0);
         }
+        if let Some(cpus) = &self.cpus {
+            cpus.power_on();
+        }
     }
 
     /// The serial port, if there is one.
@@ -121,6 +134,11 @@ impl Platform {
     /// The event register, if there is one.
     pub(crate) fn events(&self) -> Option<&Ged> {
         self.events.as_deref()
+    }
+
+    /// Slots of processors, in a machine in which they come and go.
+    pub(crate) fn cpus(&self) -> Option<&CpuSlots> {
+        self.cpus.as_deref()
     }
 
     /// Presses the power button. `None` when there is none.

@@ -9,11 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use thiserror::Error;
 
-use crate::arch::msrs;
-use crate::arch::vcpu_state::{VcpuState, VcpuStateError};
+use crate::arch::vcpu_state::VcpuStateError;
 use crate::arch::vm_state::VmState;
 use crate::boot::BootSource;
 use crate::confine::{self, ThreadKind};
@@ -40,29 +39,25 @@ enum RestartError {
     Boot(#[from] StartError),
 }
 
-/// Processors and what they share, as KVM makes them.
+/// What processors share, as KVM makes it; each keeps its own first state.
 pub(crate) struct PowerOn {
-    vcpus: Vec<VcpuState>,
     shared: VmState,
 }
 
 impl PowerOn {
     /// The state of a machine that was just made.
-    pub(crate) fn of(kvm: &Kvm, vm: &VmFd, cells: &[VcpuCell]) -> Result<Self, PowerOnError> {
-        let indices = msrs::saved_indices(kvm).map_err(PowerOnError::Msrs)?;
-        let vcpus = cells
-            .iter()
-            .map(|cell| VcpuState::save_power_on(&cell.lock(), &indices));
+    pub(crate) fn of(vm: &VmFd) -> Result<Self, PowerOnError> {
         Ok(Self {
-            vcpus: vcpus.collect::<Result<_, _>>()?,
             shared: VmState::save(vm)?,
         })
     }
 
     /// Puts a machine whose processors are parked back into it.
-    fn restore(&self, vm: &VmFd, cells: &[VcpuCell]) -> Result<(), VcpuStateError> {
-        for (cell, state) in cells.iter().zip(&self.vcpus) {
-            state.restore_used(&cell.lock())?;
+    fn restore(&self, vm: &VmFd, cells: &[&VcpuCell]) -> Result<(), VcpuStateError> {
+        for cell in cells {
+            if let Some(state) = cell.power_on() {
+                state.restore_used(&cell.lock())?;
+            }
         }
         self.shared.restore(vm)
     }
@@ -71,9 +66,6 @@ impl PowerOn {
 /// Why the state of power-on cannot be told.
 #[derive(Debug, Error)]
 pub enum PowerOnError {
-    /// KVM does not list what counts as state.
-    #[error("KVM does not list its MSRs")]
-    Msrs(#[source] kvm_ioctls::Error),
     /// KVM does not give a part.
     #[error("the processors' first state")]
     State(#[from] VcpuStateError),
@@ -162,10 +154,10 @@ impl Restarter {
         self.pci.power_on();
         self.platform.power_on();
         let cells = self.threads.cells();
-        self.power_on.restore(&self.vm, cells)?;
+        self.power_on.restore(&self.vm, &cells)?;
         self.ram.clear()?;
         let entry = self.source.load(&self.ram)?;
-        set_entry(cells, entry)?;
+        set_entry(&cells, entry)?;
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         tracing::info!(?cause, count, "the guest starts over");
         (self.events)(VmEvent::Restarted { cause, count });

@@ -3,12 +3,14 @@
 use prost::Message as _;
 use thiserror::Error;
 
+use podvisor_devices::legacy::CpuSlots;
 use podvisor_devices::virtio::pci::StateError as DeviceStateError;
 
 use crate::arch::vcpu_state::{VcpuState, VcpuStateError};
 use crate::arch::vm_state::VmState;
 use crate::arch::{cpuid, layout};
 use crate::machine::Machine;
+use crate::plugged_vcpus::VcpuPlugError;
 
 /// Version of [`MachineState`].
 pub const VERSION: u32 = 1;
@@ -38,6 +40,9 @@ pub enum StateError {
     /// A processor or what they share.
     #[error("the processors' state")]
     Vcpu(#[from] VcpuStateError),
+    /// A processor that was plugged cannot be made again.
+    #[error("cannot plug the processors")]
+    Plug(#[from] VcpuPlugError),
     /// What KVM counts as state is not to be had.
     #[error("KVM does not list its MSRs")]
     Msrs(#[source] kvm_ioctls::Error),
@@ -77,7 +82,7 @@ pub struct MachineState {
     /// [`cpuid::TEMPLATE_VERSION`].
     #[prost(uint32, tag = "3")]
     pub cpuid_template: u32,
-    /// The processors, by APIC ID.
+    /// The processors that there are, by number.
     #[prost(message, repeated, tag = "4")]
     pub vcpus: Vec<VcpuState>,
     /// What they share.
@@ -92,6 +97,9 @@ pub struct MachineState {
     /// Events the guest has not read, if there is an event device.
     #[prost(uint32, optional, tag = "8")]
     pub events: Option<u32>,
+    /// Slots of processors, in a machine in which they come and go.
+    #[prost(bytes = "vec", optional, tag = "9")]
+    pub cpu_slots: Option<Vec<u8>>,
 }
 
 impl MachineState {
@@ -129,8 +137,10 @@ impl MachineState {
             return Err(StateError::Running);
         }
         let msrs = crate::arch::msrs::saved_indices(&machine.kvm).map_err(StateError::Msrs)?;
-        let cells = machine.threads.cells().iter();
-        let vcpus = cells.map(|cell| VcpuState::save(&cell.lock(), &msrs));
+        let cells = machine.present_cells();
+        let vcpus = cells
+            .iter()
+            .map(|cell| VcpuState::save(&cell.lock(), &msrs));
         Ok(Self {
             version: VERSION,
             memory_map: layout::VERSION,
@@ -140,12 +150,14 @@ impl MachineState {
             devices: machine.pci.save()?,
             serial: machine.platform.serial().map(|serial| serial.save()),
             events: machine.platform.events().map(|events| events.pending()),
+            cpu_slots: machine.platform.cpus().map(CpuSlots::save),
         })
     }
 
     /// Puts the state into a new machine of the same shape whose processors are parked.
     pub(crate) fn restore(&self, machine: &Machine) -> Result<(), StateError> {
-        let cells = machine.threads.cells();
+        machine.match_vcpus(self.cpu_slots.as_deref())?;
+        let cells = machine.present_cells();
         if cells.len() != self.vcpus.len() {
             return Err(StateError::Mismatch("processors"));
         }

@@ -19,6 +19,8 @@ pub enum GedEvent {
     PowerButton = 1 << 0,
     /// The machine goes on from a copy of its state: what was unique is so no more.
     Generation = 1 << 1,
+    /// A processor comes, or shall go.
+    Processors = 1 << 2,
 }
 
 /// The event register.

@@ -2,6 +2,7 @@
 //! hardware-reduced ACPI, and the keyboard controller's reset line.
 
 pub mod acpi_pm;
+pub mod cpu_slots;
 pub mod ged;
 pub mod i8042;
 pub mod serial;
@@ -9,6 +10,7 @@ pub mod serial;
 use std::sync::Arc;
 
 pub use acpi_pm::AcpiPm;
+pub use cpu_slots::{CpuSlot, CpuSlots, Ejection};
 pub use ged::{Ged, GedEvent};
 pub use i8042::I8042;
 pub use serial::Serial;

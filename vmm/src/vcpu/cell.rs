@@ -1,11 +1,12 @@
 //! One processor's KVM handle, and the flag that makes it leave guest mode.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::VcpuFd;
 
 use super::stats::{ExitCounter, StatsError};
+use crate::arch::vcpu_state::VcpuState;
 
 /// A processor. Its thread holds the lock while it runs; when it is parked, others may look.
 pub(crate) struct VcpuCell {
@@ -13,6 +14,10 @@ pub(crate) struct VcpuCell {
     immediate_exit: ImmediateExit,
     exits: ExitCounter,
     user_exits: AtomicU64,
+    /// Its first state, in a machine that returns to it.
+    power_on: Option<VcpuState>,
+    /// Set when its thread shall end although the machine goes on.
+    retired: AtomicBool,
 }
 
 /// Points to `kvm_run.immediate_exit` in the page that KVM shares with this process.
@@ -29,7 +34,7 @@ impl VcpuCell {
     ///
     /// # Errors
     /// When KVM offers no exit count.
-    pub(crate) fn new(mut fd: VcpuFd) -> Result<Self, StatsError> {
+    pub(super) fn new(mut fd: VcpuFd, power_on: Option<VcpuState>) -> Result<Self, StatsError> {
         let exits = ExitCounter::open(&fd)?;
         let flag = &raw mut fd.get_kvm_run().immediate_exit;
         let immediate_exit = ImmediateExit(flag.cast::<AtomicU8>().cast_const());
@@ -38,6 +43,8 @@ impl VcpuCell {
             immediate_exit,
             exits,
             user_exits: AtomicU64::new(0),
+            power_on,
+            retired: AtomicBool::new(false),
         })
     }
 
@@ -52,6 +59,21 @@ impl VcpuCell {
         // KVM only reads it.
         let flag = unsafe { &*self.immediate_exit.0 };
         flag.store(u8::from(on), Ordering::SeqCst);
+    }
+
+    /// Its first state, in a machine that returns to it.
+    pub(crate) fn power_on(&self) -> Option<&VcpuState> {
+        self.power_on.as_ref()
+    }
+
+    /// Whether its thread shall end although the machine goes on.
+    pub(super) fn set_retired(&self, on: bool) {
+        self.retired.store(on, Ordering::SeqCst);
+    }
+
+    /// See [`Self::set_retired`].
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
     }
 
     /// Tells a guest with a paravirtual clock that it stood still, lest its watchdogs bark. The

@@ -216,6 +216,16 @@ impl Control {
         self.announce(&state);
     }
 
+    /// One more thread of a processor, which parks first. `false` when the machine has ended.
+    pub(crate) fn admit(&self) -> bool {
+        let mut state = self.lock();
+        if state.order == Order::End {
+            return false;
+        }
+        state.alive += 1;
+        true
+    }
+
     /// The thread of a processor ends. The machine's last one gets to refine why the machine
     /// ended, and to report it.
     pub(crate) fn leave(&self, refine: impl FnOnce(EndReason) -> EndReason) -> Option<EndReason> {
@@ -240,6 +250,8 @@ impl Control {
         refine: impl FnOnce(EndReason) -> EndReason,
     ) -> Option<EndReason> {
         if !state.has_ended() {
+            // Whoever waits for all to park waits for one less.
+            self.changed.notify_all();
             return None;
         }
         let reason = refine(state.reason.take().unwrap_or(EndReason::Killed));
@@ -298,6 +310,30 @@ mod tests {
             .filter_map(|w| w.join().unwrap())
             .collect();
         assert_eq!(reasons, [EndReason::Shutdown]);
+    }
+
+    #[test]
+    fn a_thread_comes_and_goes_while_the_machine_runs() {
+        let control = Arc::new(Control::new(1, ResetPolicy::End));
+        let first = worker(&control);
+        control.order_run();
+        assert!(control.admit());
+        let second = worker(&control);
+        assert!(control.order_park());
+        assert!(control.wait_parked());
+        assert!(control.order_run());
+        // A thread that never parks and leaves while others wait.
+        assert!(control.admit());
+        let leaving = Arc::clone(&control);
+        let third = thread::spawn(move || leaving.leave(|reason| reason));
+        assert!(control.order_park());
+        assert!(control.wait_parked());
+        assert_eq!(third.join().unwrap(), None);
+        control.order_end(EndReason::Shutdown);
+        assert!(!control.admit());
+        assert_eq!(control.wait_ended(), EndReason::Shutdown);
+        let reports = [first, second].map(|worker| worker.join().unwrap());
+        assert_eq!(reports.iter().flatten().count(), 1);
     }
 
     #[test]

@@ -2,12 +2,17 @@
 
 mod cell;
 mod control;
+mod maker;
 mod pinning;
+mod seats;
 mod stats;
 mod thread;
 
 pub(crate) use cell::VcpuCell;
 pub(crate) use control::{Control, Policies};
+pub use maker::MakeError;
+pub(crate) use maker::VcpuMaker;
 pub use pinning::PinError;
+pub(crate) use seats::VcpuThreads;
 pub use stats::{ExitCounts, StatsError};
-pub(crate) use thread::{VcpuContext, VcpuThreads, prepare_signal};
+pub(crate) use thread::{VcpuContext, prepare_signal};

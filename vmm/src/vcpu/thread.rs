@@ -1,9 +1,8 @@
 //! The threads that run processors.
 
 use std::io;
-use std::os::unix::thread::JoinHandleExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
@@ -12,7 +11,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::cell::VcpuCell;
 use super::control::Control;
-use super::pinning::{self, PinError};
+use super::seats::VcpuThreads;
 use crate::confine::{self, ThreadKind};
 use crate::event::{EndReason, EventSink, VmEvent};
 use crate::exit::{Buses, Exit, Next, dispatch};
@@ -29,14 +28,8 @@ pub(crate) struct VcpuContext {
     pub(crate) terminal: Terminal,
 }
 
-/// All processors' cells and threads: what it takes to interrupt them.
-pub(crate) struct VcpuThreads {
-    cells: Vec<VcpuCell>,
-    handles: Mutex<Vec<JoinHandle<()>>>,
-}
-
 /// The signal that interrupts a processor; its handler does nothing.
-fn kick_signal() -> i32 {
+pub(super) fn kick_signal() -> i32 {
     SIGRTMIN()
 }
 
@@ -50,74 +43,11 @@ pub(crate) fn prepare_signal() -> io::Result<()> {
     register_signal_handler(kick_signal(), on_kick).map_err(io::Error::from)
 }
 
-impl VcpuThreads {
-    pub(crate) fn new(cells: Vec<VcpuCell>) -> Self {
-        Self {
-            cells,
-            handles: Mutex::new(Vec::new()),
-        }
-    }
-
-    pub(crate) fn cells(&self) -> &[VcpuCell] {
-        &self.cells
-    }
-
-    /// Starts a thread per processor; they park.
-    pub(crate) fn spawn(context: VcpuContext) -> io::Result<()> {
-        let threads = Arc::clone(&context.threads);
-        let context = Arc::new(context);
-        for index in 0..threads.cells.len() {
-            let context = Arc::clone(&context);
-            let name = format!("vcpu{index}");
-            let spawned = thread::Builder::new()
-                .name(name)
-                .spawn(move || run_thread(&context, index));
-            threads.lock_handles().push(spawned?);
-        }
-        Ok(())
-    }
-
-    fn lock_handles(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lets every processor run on its own host CPU only, by `host_cpus`; those beyond the list
-    /// run wherever this process may.
-    pub(crate) fn pin(&self, host_cpus: &[usize]) -> Result<(), PinError> {
-        for (vcpu, handle) in self.lock_handles().iter().enumerate() {
-            // The lock keeps the threads from being joined.
-            let thread = handle.as_pthread_t();
-            let (cpu, done) = match host_cpus.get(vcpu) {
-                Some(&cpu) => (cpu, pinning::bind(thread, cpu)),
-                None => (0, pinning::release(thread)),
-            };
-            done.map_err(|source| PinError { vcpu, cpu, source })?;
-        }
-        Ok(())
-    }
-
-    /// Makes every processor leave guest mode soon, or not enter it at all.
-    pub(crate) fn kick(&self) {
-        for cell in &self.cells {
-            cell.set_immediate_exit(true);
-        }
-        for handle in self.lock_handles().iter() {
-            // SAFETY: The thread has not been joined (its handle is still here, under the
-            // lock), so that its id is valid, and the signal has a handler.
-            unsafe { libc::pthread_kill(handle.as_pthread_t(), kick_signal()) };
-        }
-    }
-
-    /// Waits for all threads but the calling one.
-    pub(crate) fn join(&self) {
-        let handles = std::mem::take(&mut *self.lock_handles());
-        for handle in handles {
-            if handle.thread().id() != thread::current().id() {
-                // A panic was caught and reported inside the thread.
-                let _ = handle.join();
-            }
-        }
-    }
+/// Starts the thread of the processor `index`, which parks.
+pub(super) fn spawn(context: &Arc<VcpuContext>, index: usize) -> io::Result<JoinHandle<()>> {
+    let context = Arc::clone(context);
+    let builder = thread::Builder::new().name(format!("vcpu{index}"));
+    builder.spawn(move || run_thread(&context, index))
 }
 
 fn run_thread(context: &VcpuContext, index: usize) {
@@ -145,14 +75,14 @@ fn run_thread(context: &VcpuContext, index: usize) {
     }
 }
 
-/// Runs the processor until the machine ends. `Some` when it is this processor that ends it.
+/// Runs the processor until the machine ends or does without it. `Some` when it is this processor that ends it.
 fn run_vcpu(context: &VcpuContext, index: usize) -> Option<EndReason> {
-    let cell = context.threads.cells.get(index)?;
+    let cell = context.threads.cell(index)?;
     let mut is_first_entry = index == 0;
-    while context.control.park() {
+    while context.control.park() && !cell.is_retired() {
         // In this order: a kick that comes in between sets the flag again.
         cell.set_immediate_exit(false);
-        if context.control.wants_attention() {
+        if context.control.wants_attention() || cell.is_retired() {
             continue;
         }
         if std::mem::take(&mut is_first_entry) {
@@ -187,7 +117,7 @@ fn run_until_attention(context: &VcpuContext, cell: &VcpuCell) -> Next {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 // In this order: a kick that comes in between sets the flag again.
                 cell.set_immediate_exit(false);
-                if context.control.wants_attention() {
+                if context.control.wants_attention() || cell.is_retired() {
                     return Next::Enter;
                 }
             }

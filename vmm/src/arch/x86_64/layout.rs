@@ -15,7 +15,7 @@
 //! 384 GiB      64-bit PCI window, up to what 39 address bits reach
 //! ```
 
-use podvisor_devices::legacy::{acpi_pm, ged, i8042, serial};
+use podvisor_devices::legacy::{acpi_pm, cpu_slots, ged, i8042, serial};
 use vm_memory::GuestAddress;
 
 /// Version of this map; a saved machine names the one it was built on.
@@ -131,6 +131,9 @@ pub const PORT_ACPI: Range = Range::new(0x600, acpi_pm::LEN);
 /// The generic event device's event register.
 pub const PORT_EVENTS: Range = Range::new(0x610, ged::LEN);
 
+/// A byte for each processor that can come and go.
+pub const PORT_CPUS: Range = Range::new(0x700, cpu_slots::LEN);
+
 /// Sleep control register (ACPI 6.5, section 4.8.3.7).
 pub const PORT_SLEEP_CONTROL: u16 = 0x600;
 /// Sleep status register.
@@ -148,6 +151,10 @@ pub const PORT_SERIAL_LEN: u8 = 8;
 pub const PORT_EVENTS_BASE: u16 = 0x610;
 /// [`PORT_EVENTS`]'s length.
 pub const PORT_EVENTS_LEN: u8 = 4;
+/// [`PORT_CPUS`]'s first port.
+pub const PORT_CPUS_BASE: u16 = 0x700;
+/// [`PORT_CPUS`]'s length.
+pub const PORT_CPUS_LEN: u16 = 256;
 /// [`GENERATION_ID`]'s address.
 pub const GENERATION_ID_ADDRESS: u32 = 0xe_f000;
 /// [`IOAPIC`]'s address.
@@ -170,6 +177,8 @@ const _: () = assert!(PORT_SERIAL_BASE as u64 == PORT_SERIAL.base);
 const _: () = assert!(PORT_SERIAL_LEN as u64 == PORT_SERIAL.len);
 const _: () = assert!(PORT_EVENTS_BASE as u64 == PORT_EVENTS.base);
 const _: () = assert!(PORT_EVENTS_LEN as u64 == PORT_EVENTS.len);
+const _: () = assert!(PORT_CPUS_BASE as u64 == PORT_CPUS.base);
+const _: () = assert!(PORT_CPUS_LEN as u64 == PORT_CPUS.len);
 const _: () = assert!(GENERATION_ID_ADDRESS as u64 == GENERATION_ID.base);
 const _: () = assert!(IOAPIC_ADDRESS as u64 == IOAPIC.base);
 const _: () = assert!(LOCAL_APIC_ADDRESS as u64 == LOCAL_APIC.base);
@@ -214,6 +223,7 @@ const _: () = assert!(ZERO_PAGE.base.is_multiple_of(PAGE_SIZE));
 const _: () = assert!(PORT_I8042.before(PORT_SERIAL));
 const _: () = assert!(PORT_SERIAL.before(PORT_ACPI));
 const _: () = assert!(PORT_ACPI.before(PORT_EVENTS));
+const _: () = assert!(PORT_EVENTS.before(PORT_CPUS));
 
 /// The largest guest memory that fits around the holes, in bytes.
 pub const MAX_RAM: u64 = LOW_RAM_END + (HIGH_RAM_END - HIGH_RAM);

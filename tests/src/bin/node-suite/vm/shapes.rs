@@ -7,7 +7,7 @@ use podvisor_tests::wait;
 use podvisor_vmm::numa::{HostNode, mirror};
 use podvisor_vmm::{
     CpuLevel, CpuModel, HotMemory, MemoryBacking, MemoryPlugError, MemorySize, Processors,
-    Topology, Vcpus, spawn_io_loop,
+    ResetPolicy, Topology, VcpuPlugError, Vcpus, spawn_io_loop,
 };
 
 use super::case;
@@ -20,6 +20,7 @@ pub fn cases() -> Vec<Case> {
         case("vm_cpu_levels_are_what_the_guest_finds", cpu_levels),
         case("vm_memory_comes_from_the_pool_of_huge_pages", huge_pages),
         case("vm_memory_grows_and_shrinks_on_its_node", plugged_memory),
+        case("vm_processors_come_and_go", plugged_processors),
         case("vm_guest_is_told_that_it_goes_on_from_a_copy", generation),
     ]
 }
@@ -168,6 +169,57 @@ fn plugged_memory() -> Result<()> {
     let refused = guest.vm.set_memory(size(1024)?);
     ensure!(
         matches!(refused, Err(MemoryPlugError::OutOfBounds { .. })),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
+/// Switches on what comes.
+const PROCESSOR_REPORT: &str = "last=0; while true; do
+for cpu in /sys/devices/system/cpu/cpu[0-9]*/online; do [ $(cat $cpu) = 1 ] || echo 1 > $cpu; done
+now=$(nproc); [ $now = $last ] || echo has $now.; last=$now; sleep 0.2; done";
+
+fn plugged_processors() -> Result<()> {
+    let vcpus = |count: u32| Vcpus::try_from(count);
+    let make = || -> Result<Guest> {
+        let processors = Processors::new(vcpus(1)?, "1:3:1".parse()?)?;
+        Ok(Guest::new(PROCESSOR_REPORT)?.with(|config| {
+            config.processors = processors;
+            config.on_reset = ResetPolicy::Restart;
+        }))
+    };
+    let mut guest = make()?.start()?;
+    guest.line("has 1.")?;
+    guest.vm.set_vcpus(vcpus(3)?)?;
+    guest.line("has 3.")?;
+    ensure!(allowed("vcpu2").is_ok(), "vcpu2 has no thread");
+    let left_with_one = |guest: &Running| {
+        wait::until("processors leave", PATIENCE, || {
+            let is_alone = guest.vm.vcpus().present == 1 && allowed("vcpu2").is_err();
+            Ok(is_alone.then_some(()))
+        })
+        .with_context(|| format!("{:?}; console:\n{}", guest.vm.vcpus(), guest.console()))
+    };
+    guest.vm.set_vcpus(vcpus(1)?)?;
+    left_with_one(&guest)?;
+    // One that was there before, and stays over a reset.
+    guest.vm.set_vcpus(vcpus(2)?)?;
+    guest.line("has 2.")?;
+    guest.vm.restart()?;
+    wait::until("two processors again", PATIENCE, || {
+        Ok((guest.console().matches("has 2.").count() == 2).then_some(()))
+    })
+    .with_context(|| guest.console())?;
+    guest.vm.pause()?;
+    let state = guest.vm.save()?;
+    guest = make()?.restore(guest, &state)?;
+    ensure!(guest.vm.vcpus().present == 2, "{:?}", guest.vm.vcpus());
+    guest.vm.resume()?;
+    guest.vm.set_vcpus(vcpus(1)?)?;
+    left_with_one(&guest)?;
+    let refused = guest.vm.set_vcpus(vcpus(4)?);
+    ensure!(
+        matches!(refused, Err(VcpuPlugError::TooMany { .. })),
         "{refused:?}"
     );
     Ok(())

@@ -9,6 +9,7 @@ use acpi_tables::aml::{
 use podvisor_devices::legacy::GedEvent;
 
 use super::AcpiConfig;
+use super::processors;
 use super::raw::Raw;
 use crate::arch::layout;
 
@@ -41,6 +42,13 @@ pub(super) fn append(config: &AcpiConfig, aml: &mut Vec<u8>) {
     if config.has_generation {
         generation(aml);
         reactions.push(Reaction::notify(GedEvent::Generation, GENERATION));
+    }
+    if config.processors.can_change() {
+        processors::append(config.processors, aml);
+        reactions.push(Reaction {
+            event: GedEvent::Processors,
+            action: processors::call_scan(),
+        });
     }
     if !reactions.is_empty() {
         event_device(&reactions, aml);

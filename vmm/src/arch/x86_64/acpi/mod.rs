@@ -4,6 +4,7 @@
 mod dsdt;
 mod events;
 mod locality;
+mod processors;
 mod raw;
 
 use acpi_tables::Aml;
@@ -56,10 +57,18 @@ pub struct AcpiConfig {
 /// Processors as the tables list them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AcpiProcessors {
-    /// How many there are.
+    /// How many there are at the start.
     pub booted: Vcpus,
     /// Which APIC IDs they have.
     pub topology: Topology,
+}
+
+impl AcpiProcessors {
+    /// Whether some can come and go.
+    #[must_use]
+    pub fn can_change(self) -> bool {
+        self.booted < self.topology.possible()
+    }
 }
 
 impl From<&Processors> for AcpiProcessors {
@@ -82,7 +91,7 @@ impl AcpiConfig {
     /// Whether there is a generic event device.
     #[must_use]
     pub fn has_events(&self) -> bool {
-        self.has_button || self.has_generation
+        self.has_button || self.has_generation || self.processors.can_change()
     }
 }
 
@@ -194,13 +203,15 @@ fn madt(config: &AcpiConfig) -> impl Aml {
     let address = LocalInterruptController::Address(layout::LOCAL_APIC_ADDRESS);
     let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, address);
     let processors = config.processors;
-    for index in 0..processors.booted.get() {
+    let booted = processors.booted.get();
+    for index in 0..processors.topology.possible().get() {
         let apic_id = processors.topology.apic_id(index);
-        madt.add_structure(ProcessorLocalApic::new(
-            index,
-            apic_id,
-            EnabledStatus::Enabled,
-        ));
+        let status = if index < booted {
+            EnabledStatus::Enabled
+        } else {
+            EnabledStatus::DisabledOnlineCapable
+        };
+        madt.add_structure(ProcessorLocalApic::new(index, apic_id, status));
     }
     if config.has_lines() {
         madt.add_structure(IoApic::new(0, layout::IOAPIC_ADDRESS, 0));

@@ -203,3 +203,47 @@ fn nodes_have_all_processors_and_memory_and_their_distances() {
     assert_eq!((u64_at(&slit, 36), &slit[44..]), (2, &[10, 21, 21, 10][..]));
     assert!(table(&bare(cores(2)), "SRAT").is_none());
 }
+
+fn growing(booted: u32, possible: u32) -> AcpiConfig {
+    let topology = Topology::new(1, possible, 1).unwrap();
+    let processors = Processors::new(Vcpus::try_from(booted).unwrap(), topology).unwrap();
+    bare((&processors).into())
+}
+
+#[test]
+fn processors_that_can_come_are_listed_and_have_devices() {
+    let config = growing(2, 4);
+    let madt = table(&config, "APIC").unwrap();
+    let flags: Vec<_> = madt[44..76].chunks_exact(8).map(|e| u32_at(e, 4)).collect();
+    assert_eq!(flags, [1, 1, 2, 2], "enabled, or online capable");
+    let dsdt = table(&config, "DSDT").unwrap();
+    for name in [
+        b"ACPI0010".as_slice(),
+        b"C000",
+        b"C003",
+        b"SCAN",
+        b"ACPI0013",
+    ] {
+        assert!(contains(&dsdt, name), "{}", String::from_utf8_lossy(name));
+    }
+    assert!(!contains(&dsdt, b"C004"));
+    let ejectable = dsdt.windows(4).filter(|w| w == b"_EJ0").count();
+    assert_eq!(ejectable, 3, "all but the first");
+    assert!(!contains(
+        &table(&growing(4, 4), "DSDT").unwrap(),
+        b"ACPI0010"
+    ));
+}
+
+#[test]
+fn the_largest_machine_that_grows_fits_its_place() {
+    let config = AcpiConfig {
+        has_pci: true,
+        has_serial: true,
+        has_button: true,
+        has_generation: true,
+        ..growing(1, u32::from(Vcpus::MAX))
+    };
+    let len = build(&config, BASE).len() as u64;
+    assert!(len <= layout::ACPI_TABLES.len, "{len} bytes");
+}
