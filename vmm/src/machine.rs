@@ -215,22 +215,12 @@ impl Parts {
         let source = restarts.then(|| BootSource::of(&config, &template));
         let (maker, threads) = make_vcpus(kvm, &vm, template, &config)?;
         timeline.done("vcpus_created");
-        let (booted, possible) = (config.processors.booted(), config.processors.possible());
-        let control = Arc::new(Control::new(usize::from(booted.get()), policies));
+        let vcpus = usize::from(config.processors.booted().get());
+        let control = Arc::new(Control::new(vcpus, policies));
         let with_state = |source| Ok::<_, StartError>((source, PowerOn::of(&vm)?));
         let reset = source.map(with_state).transpose()?;
         let buses = Arc::new(Buses::default());
-        let has_events = acpi_config(&config).has_events();
-        let platform = PlatformConfig {
-            console: config.console,
-            terminal: config.terminal.unwrap_or_default(),
-            output: config.console_output,
-            power_button: config.power_button,
-            has_events,
-            cpus: (booted < possible).then(|| plugged_vcpus::slots(possible, booted, &threads)),
-        };
-        let requests = on_request(&control, &threads);
-        let platform = Platform::place(platform, &vm, &buses.ports, requests)?;
+        let platform = place_platform(&mut config, &vm, &buses, &control, &threads)?;
         let msi: Arc<dyn MsiSink> = Arc::new(KvmMsi::new(Arc::clone(&vm)));
         let on_failure = on_failure(&control, &threads);
         let wiring = Wiring {
@@ -401,6 +391,28 @@ fn on_failure(control: &Arc<Control>, threads: &Arc<VcpuThreads>) -> OnFailure {
     })
 }
 
+/// Places the devices that are not on PCI.
+fn place_platform(
+    config: &mut VmConfig,
+    vm: &VmFd,
+    buses: &Buses,
+    control: &Arc<Control>,
+    threads: &Arc<VcpuThreads>,
+) -> Result<Platform, PlatformError> {
+    let (booted, possible) = (config.processors.booted(), config.processors.possible());
+    let cpus = (booted < possible).then(|| plugged_vcpus::slots(possible, booted, threads));
+    let platform = PlatformConfig {
+        console: config.console,
+        terminal: config.terminal.take().unwrap_or_default(),
+        output: config.console_output.take(),
+        power_button: config.power_button,
+        has_events: acpi_config(config).has_events(),
+        cpus,
+    };
+    let requests = on_request(control, threads);
+    Platform::place(platform, vm, &buses.ports, requests)
+}
+
 /// Makes the processors that the machine begins with, and what makes those that may come.
 fn make_vcpus(
     kvm: &Kvm,
@@ -416,6 +428,7 @@ fn make_vcpus(
         vm: Arc::clone(vm),
         template,
         topology: config.processors.topology(),
+        model: config.processors.model,
         power_on_msrs,
     };
     let cells = (0..config.processors.booted().get()).map(|index| maker.make(index));

@@ -76,6 +76,15 @@ pub enum CpuModel {
     Level(CpuLevel),
 }
 
+impl fmt::Display for CpuModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::Level(level) => level.fmt(f),
+        }
+    }
+}
+
 /// Levels of the x86-64 psABI (section 3.1.1, "Processor Architecture").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CpuLevel {
@@ -299,6 +308,15 @@ mod tests {
             let refused = text.parse::<Topology>();
             assert_eq!(refused, Err(ConfigError::TopologyText(text.to_owned())));
         }
+    }
+
+    #[test]
+    fn models_are_called_what_they_are_written_as() {
+        for name in ["host", "x86-64-v2", "x86-64-v3", "x86-64-v4"] {
+            assert_eq!(name.parse::<CpuModel>().unwrap().to_string(), name);
+        }
+        let refused = "x86-64-v1".parse::<CpuModel>();
+        assert_eq!(refused, Err(ConfigError::CpuModel("x86-64-v1".to_owned())));
     }
 
     #[test]

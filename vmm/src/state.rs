@@ -100,6 +100,9 @@ pub struct MachineState {
     /// Slots of processors, in a machine in which they come and go.
     #[prost(bytes = "vec", optional, tag = "9")]
     pub cpu_slots: Option<Vec<u8>>,
+    /// Model and topology of the processors.
+    #[prost(string, tag = "10")]
+    pub processors: String,
 }
 
 impl MachineState {
@@ -151,11 +154,15 @@ impl MachineState {
             serial: machine.platform.serial().map(|serial| serial.save()),
             events: machine.platform.events().map(|events| events.pending()),
             cpu_slots: machine.platform.cpus().map(CpuSlots::save),
+            processors: machine.vcpus.maker.shape(),
         })
     }
 
     /// Puts the state into a new machine of the same shape whose processors are parked.
     pub(crate) fn restore(&self, machine: &Machine) -> Result<(), StateError> {
+        if self.processors != machine.vcpus.maker.shape() {
+            return Err(StateError::Mismatch("processors"));
+        }
         machine.match_vcpus(self.cpu_slots.as_deref())?;
         let cells = machine.present_cells();
         if cells.len() != self.vcpus.len() {

@@ -10,7 +10,7 @@ use super::stats::StatsError;
 use crate::arch::cpuid::{CpuidError, Template};
 use crate::arch::msrs;
 use crate::arch::vcpu_state::{VcpuState, VcpuStateError};
-use crate::processors::Topology;
+use crate::processors::{CpuModel, Topology};
 
 /// Why a processor could not be made.
 #[derive(Debug, Error)]
@@ -39,11 +39,17 @@ pub(crate) struct VcpuMaker {
     pub(crate) vm: Arc<VmFd>,
     pub(crate) template: Template,
     pub(crate) topology: Topology,
+    pub(crate) model: CpuModel,
     /// The registers that belong to the first state, in a machine that returns to it.
     pub(crate) power_on_msrs: Option<Vec<u32>>,
 }
 
 impl VcpuMaker {
+    /// What a guest sees of its processors, for a saved state: model and topology.
+    pub(crate) fn shape(&self) -> String {
+        format!("{} {}", self.model, self.topology)
+    }
+
     /// Makes the processor `index`; it waits for its startup message, unless it is the first.
     pub(crate) fn make(&self, index: u8) -> Result<VcpuCell, MakeError> {
         let refuses = |step| move |source| MakeError::Kvm { step, source };
