@@ -207,10 +207,7 @@ impl Parts {
         irqchip::create(&vm).map_err(kvm_step("make interrupt controllers"))?;
         ram.register(&vm)?;
         timeline.done("vm_created");
-        let policies = Policies {
-            reset: config.on_reset,
-            poweroff: config.on_poweroff,
-        };
+        let policies = policies(&config);
         let restarts = policies.has_restart();
         let source = restarts.then(|| BootSource::of(&config, &template));
         let (maker, threads) = make_vcpus(kvm, &vm, template, &config)?;
@@ -413,6 +410,14 @@ fn place_platform(
     Platform::place(platform, vm, &buses.ports, requests)
 }
 
+/// What becomes of the machine when its guest resets it or switches it off.
+fn policies(config: &VmConfig) -> Policies {
+    Policies {
+        reset: config.on_reset,
+        poweroff: config.on_poweroff,
+    }
+}
+
 /// Makes the processors that the machine begins with, and what makes those that may come.
 fn make_vcpus(
     kvm: &Kvm,
@@ -420,10 +425,8 @@ fn make_vcpus(
     template: Template,
     config: &VmConfig,
 ) -> Result<(VcpuMaker, Arc<VcpuThreads>), StartError> {
-    let power_on_msrs = match config.on_reset {
-        ResetPolicy::End => None,
-        ResetPolicy::Restart => Some(msrs::saved_indices(kvm).map_err(kvm_step("list its MSRs"))?),
-    };
+    let indices = || msrs::saved_indices(kvm).map_err(kvm_step("list its MSRs"));
+    let power_on_msrs = policies(config).has_restart().then(indices).transpose()?;
     let maker = VcpuMaker {
         vm: Arc::clone(vm),
         template,

@@ -280,10 +280,7 @@ fn tree() -> Result<()> {
     let on_thread = Arc::new(on_start(ThreadKind::Fs));
     let config = FsConfig::new(FsTag::try_from(FS_TAG)?);
     let device = VirtioFs::new(config, &exports, &(on_thread as _))?;
-    let stage = BootStage::with(vec![DeviceSlot {
-        name: "fs".to_owned(),
-        device: Box::new(device),
-    }])?;
+    let stage = BootStage::with(vec![DeviceSlot::new("fs", device)])?;
     let agent = stage.agent(GuestKind::BootStage)?;
     let booted = stage.boot(&agent, Kind::Tree("root-1".to_owned()))?;
     ensure!(booted.kernel == "/boot/vmlinuz-6", "{booted:?}");
