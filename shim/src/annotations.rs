@@ -3,18 +3,16 @@
 
 use std::collections::HashMap;
 
-use podvisor_annotations::value::memory::Balloon;
 use podvisor_annotations::{AnnotationError, Annotations, Key, Limits};
 use thiserror::Error;
 
 /// Keys that this server does not carry out.
-const NOT_SUPPORTED: [Key; 6] = [
+const NOT_SUPPORTED: [Key; 5] = [
     Key::MaxCpus,
     Key::MaxMemory,
     Key::CpuPinning,
     Key::Numa,
     Key::Nics,
-    Key::Console,
 ];
 
 /// Annotations that this server cannot honour.
@@ -52,12 +50,6 @@ pub fn read(
     let annotations = Annotations::parse(all)?;
     limits.check(&annotations)?;
     let mut given = annotations.given.iter();
-    if annotations.balloon == Some(Balloon::Auto) {
-        return Err(RefusedAnnotation::NotSupported {
-            key: Key::Balloon,
-            value: Balloon::Auto.to_string(),
-        });
-    }
     match given.find(|(key, _)| NOT_SUPPORTED.contains(key)) {
         Some((key, value)) => Err(RefusedAnnotation::NotSupported {
             key: *key,
@@ -96,7 +88,7 @@ mod tests {
             ("podvisor.io/cpus", "many"),
             ("podvisor.io/memory", "12parsecs"),
             ("podvisor.io/kernel-args", "init=/bin/sh"),
-            ("podvisor.io/console", "virtio"),
+            ("podvisor.io/numa", "auto"),
         ] {
             let error = read_one(key, value).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains(value), "{error}");

@@ -75,10 +75,10 @@ impl Platform {
         }
         let serial = match config.console {
             Console::Off => None,
-            Console::Log => Some(place_serial(ports, Arc::new(NoLine), &terminal)?),
+            Console::Log => Some(place_serial(ports, None, &terminal)?),
             Console::Terminal => {
                 let line = line(vm, layout::GSI_SERIAL)?;
-                Some(place_serial(ports, line, &terminal)?)
+                Some(place_serial(ports, Some(line), &terminal)?)
             }
         };
         let events = if config.has_events {
@@ -159,19 +159,10 @@ fn line(vm: &VmFd, gsi: u32) -> Result<Arc<dyn IrqLine>, PlatformError> {
 
 fn place_serial(
     ports: &Bus,
-    line: Arc<dyn IrqLine>,
+    line: Option<Arc<dyn IrqLine>>,
     terminal: &Terminal,
 ) -> Result<Arc<Serial>, BusError> {
     let serial = Serial::new(line, terminal.clone());
     insert(ports, layout::PORT_SERIAL, serial.clone())?;
     Ok(serial)
-}
-
-/// The line of a port that has none.
-struct NoLine;
-
-impl IrqLine for NoLine {
-    fn trigger(&self) -> io::Result<()> {
-        Ok(())
-    }
 }

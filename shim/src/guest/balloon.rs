@@ -1,11 +1,15 @@
 //! Asks a guest for memory while the pod's cgroup is short of it, and gives it back afterwards.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
+use std::{fs, io};
 
 use podvisor_devices::virtio::BalloonControl;
+use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
+/// Where version 2 of cgroups is mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
 /// How often the pressure is looked at. The kernel's figure is of the last ten seconds.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Percent of time in which somebody of the pod waited for memory, beyond which there is pressure.
@@ -68,17 +72,34 @@ impl BalloonPolicy {
     }
 }
 
-/// Follows the pressure in the file `pressure_file` as long as the future is polled. A host without
-/// such a file has nothing to follow, which is no error.
-pub async fn follow(control: BalloonControl, pressure_file: PathBuf, memory: u64) {
+/// Moves the balloon of a machine until it is dropped.
+pub struct Follower(AbortHandle);
+
+impl Follower {
+    /// Follows the pressure of this process's cgroup, which pays for the guest's memory, with the
+    /// balloon of a guest with `memory` bytes.
+    #[must_use]
+    pub fn spawn(control: BalloonControl, memory: u64) -> Self {
+        Self(tokio::spawn(follow(control, memory)).abort_handle())
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A host without such a file has nothing to follow, which is no error.
+async fn follow(control: BalloonControl, memory: u64) {
     let mut policy = BalloonPolicy::new(memory);
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = 0;
     loop {
         ticks.tick().await;
-        let Ok(text) = std::fs::read_to_string(&pressure_file) else {
-            tracing::info!(file = %pressure_file.display(), "no memory pressure to follow");
+        let Ok(text) = own_pressure() else {
+            tracing::info!("there is no memory pressure to follow");
             return;
         };
         let Some(pressure) = pressure(&text) else {
@@ -91,6 +112,14 @@ pub async fn follow(control: BalloonControl, pressure_file: PathBuf, memory: u64
             last = target;
         }
     }
+}
+
+/// The kernel's text on this process's cgroup (version 2).
+fn own_pressure() -> io::Result<String> {
+    let groups = fs::read_to_string("/proc/self/cgroup")?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    let group = group.ok_or(io::ErrorKind::NotFound)?;
+    fs::read_to_string(Path::new(CGROUPS).join(group).join("memory.pressure"))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use podvisor_annotations::value::guest::ConsoleKind;
 use podvisor_devices::console::{ConsoleReader, ReaderConfig, Terminal, WhenFull};
 use podvisor_devices::event_loop::EventLoop;
 use podvisor_devices::fs::{
@@ -14,8 +15,6 @@ use podvisor_devices::fs::{
 };
 use podvisor_devices::net::{MacAddress, Mtu, Net, NetConfig};
 use podvisor_devices::virtio::VirtioDevice;
-use podvisor_devices::virtio::balloon::{Balloon, BalloonConfig};
-use podvisor_devices::virtio::rng::{Rng, RngConfig};
 use podvisor_devices::vsock::{Vsock, VsockConfig, VsockHost};
 use podvisor_proto::agent::{FS_TAG, READY_PORT};
 use podvisor_vmm::config::ConfigError;
@@ -25,8 +24,10 @@ use podvisor_vmm::{
 };
 use tokio::sync::watch;
 
+use super::balloon::Follower;
 use super::console::ConsoleStream;
 use super::disk::{self, Disk, DiskError};
+use super::extras::ExtraDevices;
 use super::pet_disk::DiskThreads;
 use super::vsock::GuestStream;
 use super::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, PetParts, Stream};
@@ -71,7 +72,9 @@ impl Launcher for KvmLauncher {
         )
         .map_err(device("vsock"))?;
         let mut devices = vec![slot("vsock", vsock), slot("fs", file_system(&exports)?)];
-        devices.extend(entropy_and_memory(&plan, &io)?);
+        let terminal = Terminal::new();
+        let ExtraDevices { slots, balloon } = plan.extras.devices(&io, &terminal)?;
+        devices.extend(slots);
         for nic in plan.nics {
             devices.push(DeviceSlot {
                 name: nic.name.clone(),
@@ -93,7 +96,6 @@ impl Launcher for KvmLauncher {
         if let Some(pet) = pet {
             devices.extend(attach(pet, &exports)?);
         }
-        let terminal = Terminal::new();
         let reader = is_pet.then(|| terminal.reader(TRANSCRIPT));
         let (end, ended) = watch::channel(None);
         let (restart, restarts) = watch::channel(0);
@@ -108,8 +110,9 @@ impl Launcher for KvmLauncher {
             kernel: plan.kernel.clone(),
             initrd: Some(plan.initrd),
             kernel_args: kernel_args(plan.size.vcpus, &plan.kernel_args)?,
-            // A machine's own system has a login, and a button to switch it off.
-            console: if is_pet {
+            // A machine's own system has a login, and a button to switch it off. With another
+            // console the serial port is for what our own kernel says before.
+            console: if is_pet && plan.extras.console == ConsoleKind::Serial {
                 Console::Terminal
             } else {
                 Console::Log
@@ -128,8 +131,10 @@ impl Launcher for KvmLauncher {
         };
         let vm = Vm::start(config, Box::new(move |event| report(&end, &restart, event)))
             .map_err(start)?;
+        let memory = plan.size.memory.bytes();
         Ok(Launched {
             machine: Arc::new(KvmMachine {
+                _balloon: balloon.map(|control| Follower::spawn(control, memory)),
                 vm,
                 host,
                 exports,
@@ -190,7 +195,7 @@ fn readable(path: &Path) -> Result<(), LaunchError> {
         })
 }
 
-fn device<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+pub(super) fn device<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     device: &'static str,
 ) -> impl FnOnce(E) -> LaunchError {
     move |source| LaunchError::Device {
@@ -213,24 +218,6 @@ fn file_system(exports: &Exports) -> Result<VirtioFs, LaunchError> {
     VirtioFs::new(FsConfig::new(tag), exports, &(on_start as _)).map_err(device("fs"))
 }
 
-fn entropy_and_memory(plan: &MachinePlan, io: &EventLoop) -> Result<[DeviceSlot; 2], LaunchError> {
-    let rng = Rng::new(
-        RngConfig {
-            bytes_per_second: plan.entropy_per_second,
-        },
-        io.clone(),
-    )
-    .map_err(device("rng"))?;
-    // Only free page reporting is used: nobody asks for a smaller guest yet.
-    let (balloon, _) = Balloon::new(
-        BalloonConfig {
-            reporting: plan.reports_free_pages,
-        },
-        io.clone(),
-    );
-    Ok([slot("rng", rng), slot("balloon", balloon)])
-}
-
 fn card(nic: Nic, io: EventLoop) -> Result<Net, LaunchError> {
     let mac = MacAddress::try_from(nic.mac).map_err(device("net"))?;
     let mtu = u16::try_from(nic.mtu)
@@ -245,6 +232,8 @@ fn card(nic: Nic, io: EventLoop) -> Result<Net, LaunchError> {
 
 /// A machine on KVM.
 struct KvmMachine {
+    /// Moves the balloon as long as there is a machine.
+    _balloon: Option<Follower>,
     vm: VmHandle,
     host: VsockHost,
     exports: Exports,

@@ -1,12 +1,12 @@
 //! A pod's guest as the sandbox sees it: a machine behind a trait, so that all above it is tested
 //! without KVM, and the agent in it.
 
-#[expect(dead_code, reason = "machine pods use it")]
 pub mod balloon;
 pub mod boot;
 pub mod client;
 mod console;
 pub mod disk;
+pub mod extras;
 pub mod launch;
 pub mod pet;
 pub mod pet_disk;
@@ -18,7 +18,6 @@ mod vsock;
 
 use std::future::Future;
 use std::io;
-use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -34,6 +33,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use self::disk::{Disk, DiskError};
+use self::extras::Extras;
 use self::pet_disk::PetDisk;
 use crate::host::Nic;
 use crate::pod::sizing::Size;
@@ -136,10 +136,8 @@ pub struct MachinePlan {
     pub memory_backing: MemoryBacking,
     /// What it says it is.
     pub smbios: Option<SmbiosConfig>,
-    /// How many bytes of entropy it gets a second; as many as it takes without.
-    pub entropy_per_second: Option<NonZeroU32>,
-    /// Whether pages that it does not use go back to the host.
-    pub reports_free_pages: bool,
+    /// Its entropy, balloon and console.
+    pub extras: Extras,
     /// Its network cards.
     pub nics: Vec<Nic>,
     /// What it has beside, when it boots a disk of its own.

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use podvisor_annotations::Annotations;
 use podvisor_annotations::value::cpu::CpuModel as Model;
-use podvisor_annotations::value::memory::{Balloon, Hugepages};
+use podvisor_annotations::value::memory::Hugepages;
 use podvisor_annotations::value::smbios::{Smbios, SmbiosString};
 use podvisor_vmm::config::ConfigError;
 use podvisor_vmm::smbios::{
@@ -15,6 +15,7 @@ use podvisor_vmm::{CpuLevel, CpuModel, MemoryBacking, Processors, SmbiosConfig, 
 use thiserror::Error;
 
 use super::sizing::Size;
+use crate::guest::extras::Extras;
 
 /// Hardware that a machine cannot have.
 #[derive(Debug, Error)]
@@ -81,15 +82,16 @@ pub fn memory_backing(annotations: &Annotations, transparent: bool) -> MemoryBac
     }
 }
 
-/// How many bytes of entropy a machine gets a second.
-pub fn entropy_per_second(annotations: &Annotations) -> Option<NonZeroU32> {
-    // More than the device can count is no limit to anybody.
-    NonZeroU32::new(u32::try_from(annotations.rng?.bytes()).unwrap_or(u32::MAX))
-}
-
-/// Whether the pages that a guest does not use go back to the host.
-pub fn reports_free_pages(annotations: &Annotations) -> bool {
-    annotations.balloon != Some(Balloon::Off)
+/// A machine's entropy, balloon and console.
+pub fn extras(annotations: &Annotations) -> Extras {
+    let usual = Extras::default();
+    let rate = annotations.rng.map(|rate| rate.bytes());
+    Extras {
+        // More than the device can count is no limit to anybody.
+        rng: rate.and_then(|rate| NonZeroU32::new(u32::try_from(rate).unwrap_or(u32::MAX))),
+        balloon: annotations.balloon.unwrap_or(usual.balloon),
+        console: annotations.console.unwrap_or(usual.console),
+    }
 }
 
 /// What a machine says it is: what the pod says, and else who the pod is.

@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_thread_comes_and_goes_while_the_machine_runs() {
-        let control = Arc::new(Control::new(1, ResetPolicy::End));
+        let control = Arc::new(Control::new(1, Policies::default()));
         let first = worker(&control);
         control.order_run();
         assert!(control.admit());

@@ -27,7 +27,7 @@ struct Port {
 
 impl Port {
     /// Moves waiting input to the receiver as far as it has room.
-    fn feed(&mut self, terminal: &Terminal) {
+    fn take_input(&mut self, terminal: &Terminal) {
         if self.breaks && self.uart.room() > 0 {
             self.breaks = false;
             self.uart.receive(Received::Break);
@@ -56,14 +56,15 @@ impl Wire for &Terminal {
 /// The serial port.
 pub struct Serial {
     port: Mutex<Port>,
-    line: Arc<dyn IrqLine>,
+    line: Option<Arc<dyn IrqLine>>,
     terminal: Terminal,
 }
 
 impl Serial {
-    /// A port of `terminal` that interrupts through `line`.
+    /// A port of `terminal` that interrupts through `line`. Without one it is for a kernel's
+    /// messages only, and what is typed is left to another device.
     #[must_use]
-    pub fn new(line: Arc<dyn IrqLine>, terminal: Terminal) -> Arc<Self> {
+    pub fn new(line: Option<Arc<dyn IrqLine>>, terminal: Terminal) -> Arc<Self> {
         let serial = Arc::new(Self {
             port: Mutex::new(Port {
                 uart: Uart::default(),
@@ -81,7 +82,7 @@ impl Serial {
     pub fn send_break(&self) {
         let mut port = self.lock();
         port.breaks = true;
-        port.feed(&self.terminal);
+        self.feed(&mut port);
         self.interrupt(port);
     }
 
@@ -133,10 +134,16 @@ impl Serial {
         Ok(())
     }
 
+    fn feed(&self, port: &mut Port) {
+        if self.line.is_some() {
+            port.take_input(&self.terminal);
+        }
+    }
+
     /// Raises the line for what is new. A failing line has no remedy: the guest may poll.
     fn interrupt(&self, mut port: MutexGuard<'_, Port>) {
-        if port.uart.takes_line_up() {
-            let _ = self.line.trigger();
+        if let (true, Some(line)) = (port.uart.takes_line_up(), &self.line) {
+            let _ = line.trigger();
         }
     }
 
@@ -153,7 +160,7 @@ impl BusDevice for Serial {
         };
         let mut port = self.lock();
         *value = port.uart.read(offset);
-        port.feed(&self.terminal);
+        self.feed(&mut port);
         self.interrupt(port);
     }
 
@@ -161,7 +168,7 @@ impl BusDevice for Serial {
         if let (Ok(offset), &[value]) = (u8::try_from(offset), data) {
             let mut port = self.lock();
             port.uart.write(offset, value, &mut &self.terminal);
-            port.feed(&self.terminal);
+            self.feed(&mut port);
             self.interrupt(port);
         }
     }
@@ -176,7 +183,7 @@ impl ConsoleDevice for Serial {
 
     fn input_ready(&self) {
         let mut port = self.lock();
-        port.feed(&self.terminal);
+        self.feed(&mut port);
         self.interrupt(port);
     }
 }

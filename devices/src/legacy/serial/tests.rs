@@ -27,7 +27,7 @@ struct Fixture {
 fn fixture() -> Fixture {
     let line = Arc::new(CountedLine::default());
     let terminal = Terminal::new();
-    let serial = Serial::new(line.clone(), terminal.clone());
+    let serial = Serial::new(Some(line.clone()), terminal.clone());
     Fixture {
         serial,
         line,
@@ -246,6 +246,17 @@ fn received_bytes_are_reported_by_the_trigger_level() {
     assert_eq!(port.read(2), 0xc4);
     port.write(2, 0b0100_0011);
     assert_eq!(port.read(2), 0xc1, "cleared");
+}
+
+#[test]
+fn a_port_without_a_line_leaves_the_input_to_others() {
+    let terminal = Terminal::new();
+    let serial = Serial::new(None, terminal.clone());
+    let _ = terminal.input(b"typed");
+    serial.write(0, b"x");
+    serial.read(5, &mut [0]);
+    assert_eq!(terminal.waiting_input(), b"typed");
+    assert_eq!(terminal.log().tail(), b"x");
 }
 
 #[test]

@@ -282,7 +282,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> GuestAgent<S> {
         loop {
             self.answers.skip_behind(RESYNC, &mut self.stream).await?;
             let answer = self.answers.next(&mut self.stream).await;
-            if answer.is_ok_and(|answer| answer.is_marker(marker)) {
+            let found = answer.ok().and_then(wire::Answer::into_marker);
+            if found == Some(marker) {
                 self.in_step = true;
                 return Ok(());
             }

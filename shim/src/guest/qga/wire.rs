@@ -107,10 +107,9 @@ impl Answer {
         serde_json::from_value(result).map_err(malformed)
     }
 
-    /// Whether it is a marker that came back.
-    pub(super) fn is_marker(self, marker: u32) -> bool {
-        self.result::<u32>("guest-sync-delimited")
-            .is_ok_and(|found| found == marker)
+    /// The marker that came back, if it is one.
+    pub(super) fn into_marker(self) -> Option<u32> {
+        self.result("guest-sync-delimited").ok()
     }
 }
 
