@@ -79,6 +79,8 @@ fn run() -> Result<(), Box<dyn Error>> {
         })),
         power_button: false,
         on_reset: ResetPolicy::End,
+        on_poweroff: ResetPolicy::End,
+        watchdog: None,
         devices: vec![disk(option("--disk")?, format)?],
     };
     let vm = Vm::start(config, events)?;
@@ -96,8 +98,6 @@ fn disk(path: &str, format: ImageFormat) -> Result<DeviceSlot, Box<dyn Error>> {
     };
     let backend = image::open(source, ImageOptions::default())?;
     let thread = EventLoop::spawn("disk", Box::new(on_start(ThreadKind::Disk)))?;
-    Ok(DeviceSlot {
-        name: "disk".to_owned(),
-        device: Box::new(Block::new(BlockConfig::default(), backend, thread)?),
-    })
+    let device = Block::new(BlockConfig::default(), backend, thread)?;
+    Ok(DeviceSlot::new("disk", device))
 }
