@@ -12,6 +12,7 @@ mod raw;
 pub mod reader;
 mod request;
 mod transfer;
+mod writethrough;
 
 use std::io;
 use std::sync::atomic::AtomicU64;

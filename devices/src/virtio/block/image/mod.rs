@@ -24,6 +24,7 @@ use super::qcow2::{Header, Qcow2Error, Qcow2Layer, Qcow2ReadOnly, is_qcow2};
 use super::raw::{RawDisk, len_of};
 pub use super::transfer::CacheMode;
 use super::transfer::{self, DiskFile, FileId, Transfers};
+use super::writethrough::WritethroughDisk;
 
 /// Most images under one another.
 const MAX_CHAIN: usize = 8;
@@ -111,7 +112,11 @@ pub fn open(
     source: ImageSource,
     options: ImageOptions,
 ) -> Result<Box<dyn DiskBackend>, ImageError> {
-    open_chain(source, options, Chain::new(options.cache))
+    let disk = open_chain(source, options, Chain::new(options.cache))?;
+    Ok(match options.cache {
+        CacheMode::Writethrough => Box::new(WritethroughDisk::new(disk)),
+        CacheMode::Writeback | CacheMode::None | CacheMode::Unsafe => disk,
+    })
 }
 
 /// Opens an image as on a host that forbids `io_uring`: for tests that open many.
@@ -172,7 +177,8 @@ pub fn open_part(
 
 /// Opens an image as a disk whose writes go to `layer`, an empty file of the caller's that is open
 /// for reading and writing ([`layer_file`] makes one). The image is only read. What was
-/// written is gone with the backend, which outlives a virtio device's reset.
+/// written is gone with the backend, which outlives a virtio device's reset: flushes and durable
+/// writes have nothing to do.
 ///
 /// # Errors
 /// What is wrong with the image, or what the host does not do.

@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::virtio::block::writethrough::WritethroughDisk;
 
 /// A disk with the data of `backend`, and its driver.
 fn disk(config: BlockConfig, backend: Box<dyn DiskBackend>, thread: EventLoop) -> Fixture {
@@ -113,6 +114,39 @@ fn only_the_unsafe_cache_mode_does_not_heed_flushes() {
     // The device cannot be synchronised, so that heeding is seen.
     assert_eq!(full_disk(CacheMode::Writeback).ask(FLUSH, 0, &[], 0).1, 1);
     assert_eq!(full_disk(CacheMode::Unsafe).ask(FLUSH, 0, &[], 0).1, 0);
+}
+
+/// `/dev/null` takes data and cannot be synchronised.
+#[test]
+fn writes_through_the_cache_end_with_the_flush_that_follows_them() {
+    for (cache, status) in [(CacheMode::Writeback, 0), (CacheMode::Writethrough, 1)] {
+        let mut options = File::options();
+        let file = options.read(true).write(true).open("/dev/null").unwrap();
+        let transfers = transfer::open(vec![DiskFile::new(file, cache).unwrap()]).unwrap();
+        let raw = Box::new(RawDisk::new(transfers, DISK_LEN as u64, cache));
+        let backend: Box<dyn DiskBackend> = match cache {
+            CacheMode::Writethrough => Box::new(WritethroughDisk::new(raw)),
+            _ => raw,
+        };
+        let mut fixture = disk(config(false), backend, thread());
+        assert_eq!(fixture.ask(OUT, 9, &[1; 512], 0).1, status, "{cache:?}");
+    }
+    let file = image();
+    let source = ImageSource {
+        file: file.try_clone().unwrap(),
+        format: ImageFormat::Raw,
+        backing: BackingFiles::Refused,
+    };
+    let options = ImageOptions {
+        cache: CacheMode::Writethrough,
+        ..ImageOptions::default()
+    };
+    let backend = image::open(source, options).unwrap();
+    let mut fixture = disk(config(false), backend, thread());
+    for sector in 0..20 {
+        assert_eq!(fixture.ask(OUT, sector, &[200; 512], 0).1, 0);
+        assert_eq!(fixture.ask(IN, sector, &[], 512), (vec![200; 512], 0));
+    }
 }
 
 #[test]

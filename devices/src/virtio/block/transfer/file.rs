@@ -14,6 +14,8 @@ pub enum CacheMode {
     /// It does; the guest's flushes reach the file.
     #[default]
     Writeback,
+    /// It does, and every write reaches the medium before it ends.
+    Writethrough,
     /// Direct I/O. Requests that direct I/O cannot do, because they are not aligned as the file
     /// system wants, go through the page cache.
     None,
@@ -46,7 +48,7 @@ impl DiskFile {
     /// says when the file cannot be opened again.
     pub fn new(file: File, cache: CacheMode) -> io::Result<Self> {
         let direct = match cache {
-            CacheMode::Writeback | CacheMode::Unsafe => None,
+            CacheMode::Writeback | CacheMode::Writethrough | CacheMode::Unsafe => None,
             CacheMode::None => Some(Direct::of(&file)?),
         };
         Ok(Self { file, direct })
