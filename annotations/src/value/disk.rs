@@ -31,6 +31,7 @@ choice! {
     CacheMode {
         None = "none": "past the host's page cache (O_DIRECT); a flush reaches the medium",
         Writeback = "writeback": "through the host's page cache; a flush reaches the medium",
+        Writethrough = "writethrough": "every write reaches the medium before it is answered",
         Unsafe = "unsafe": "through the host's page cache, and flushes are answered at once: for data that may be lost",
     }
 }

@@ -391,6 +391,7 @@ fn options(annotated: Option<&Disk>, serial: &str) -> DiskOptions {
     options.cache = match disk.cache {
         None | Some(Cache::Writeback) => CacheMode::Writeback,
         Some(Cache::None) => CacheMode::None,
+        Some(Cache::Writethrough) => CacheMode::Writethrough,
         Some(Cache::Unsafe) => CacheMode::Unsafe,
     };
     options
