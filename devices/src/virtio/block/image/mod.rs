@@ -113,10 +113,15 @@ pub fn open(
     options: ImageOptions,
 ) -> Result<Box<dyn DiskBackend>, ImageError> {
     let disk = open_chain(source, options, Chain::new(options.cache))?;
-    Ok(match options.cache {
+    Ok(through(disk, options.cache))
+}
+
+/// `disk`, whose writes are durable when they are answered where `cache` wants that.
+fn through(disk: Box<dyn DiskBackend>, cache: CacheMode) -> Box<dyn DiskBackend> {
+    match cache {
         CacheMode::Writethrough => Box::new(WritethroughDisk::new(disk)),
         CacheMode::Writeback | CacheMode::None | CacheMode::Unsafe => disk,
-    })
+    }
 }
 
 /// Opens an image as on a host that forbids `io_uring`: for tests that open many.
@@ -172,7 +177,8 @@ pub fn open_part(
     let mut chain = Chain::new(options.cache);
     chain.add_file(file)?;
     let transfers = transfer::open(chain.files).map_err(host("make the disk's queue"))?;
-    Ok(Box::new(RawDisk::new(transfers, len, options.cache)))
+    let disk = RawDisk::new(transfers, len, options.cache);
+    Ok(through(Box::new(disk), options.cache))
 }
 
 /// Opens an image as a disk whose writes go to `layer`, an empty file of the caller's that is open
