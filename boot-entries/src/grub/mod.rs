@@ -23,6 +23,8 @@ const MAX_WORD_LEN: usize = 64 << 10;
 const MAX_VALUE_LEN: usize = 64 << 10;
 /// Most variables at a time.
 const MAX_VARIABLES: usize = 1024;
+/// Length of all of them, which every menu entry has a copy of while it runs.
+const MAX_VARIABLES_LEN: usize = 1 << 20;
 /// Nesting of blocks, functions, tests and files.
 const MAX_DEPTH: usize = 24;
 /// Commands executed for one configuration: a loop ends here. A menu of a hundred kernels takes
@@ -59,7 +61,9 @@ pub enum GrubError {
     #[error("a value is longer than {MAX_VALUE_LEN} bytes")]
     ValueTooLong,
     /// A bound.
-    #[error("it has more than {MAX_VARIABLES} variables")]
+    #[error(
+        "it has more than {MAX_VARIABLES} variables, or more than {MAX_VARIABLES_LEN} bytes of them"
+    )]
     TooManyVariables,
     /// A bound.
     #[error("it is nested more than {MAX_DEPTH} deep")]

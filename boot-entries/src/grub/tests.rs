@@ -232,6 +232,10 @@ fn a_missing_kernel_is_told() {
 fn nothing_runs_for_ever() {
     let deep = "if true; then ".repeat(100);
     let quotes = format!("set a=x\n{}", "set a=$a$a\n".repeat(64));
+    let large = format!(
+        "set v={}\nwhile true; do set i=x$i; set $i=$v; done",
+        "x".repeat(60_000)
+    );
     for (script, expected) in [
         ("while true; do true; done", "does not end"),
         ("function f { f; }\nf", "nested"),
@@ -247,6 +251,7 @@ fn nothing_runs_for_ever() {
         ("fi }", "balanced"),
         ("while true; do menuentry x { true\n}\ndone", "entries"),
         ("while true; do set i=x$i; set $i=1; done", "variables"),
+        (&large, "variables"),
     ] {
         let error = run(&[(PATH, script)]).unwrap_err().to_string();
         assert!(error.contains(expected), "{script}: {error}");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{GrubError, MAX_VALUE_LEN, MAX_VARIABLES};
+use super::{GrubError, MAX_VALUE_LEN, MAX_VARIABLES, MAX_VARIABLES_LEN};
 
 /// First line of a saved environment (GRUB manual, "The GRUB environment block").
 const SAVED_SIGNATURE: &str = "# GRUB Environment Block\n";
@@ -25,6 +25,8 @@ const FEATURES: &[(&str, &str)] = &[
 #[derive(Debug, Clone)]
 pub(super) struct Variables {
     values: BTreeMap<String, String>,
+    /// Length of all names and values.
+    len: usize,
 }
 
 impl Variables {
@@ -34,6 +36,7 @@ impl Variables {
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Self {
             values: values.collect(),
+            len: 0,
         }
     }
 
@@ -49,12 +52,23 @@ impl Variables {
         if self.values.len() >= MAX_VARIABLES && !self.values.contains_key(name) {
             return Err(GrubError::TooManyVariables);
         }
+        let before = self
+            .values
+            .get(name)
+            .map_or(0, |old| name.len() + old.len());
+        let len = self.len.saturating_sub(before) + name.len() + value.len();
+        if len > MAX_VARIABLES_LEN {
+            return Err(GrubError::TooManyVariables);
+        }
+        self.len = len;
         self.values.insert(name.to_owned(), value.to_owned());
         Ok(())
     }
 
     pub(super) fn unset(&mut self, name: &str) {
-        self.values.remove(name);
+        if let Some(old) = self.values.remove(name) {
+            self.len = self.len.saturating_sub(name.len() + old.len());
+        }
     }
 }
 
