@@ -52,6 +52,8 @@ fn cases() -> Vec<Case> {
         lifecycle::cases(),
         bad_input::cases(),
         failures::cases(),
+        security::of_handlers(),
+        volumes::of_handlers(),
     ];
     let guests = [
         network::cases(),
