@@ -178,7 +178,7 @@ mod tests {
         for part in [
             "path (required): ",
             "1 to 16",
-            "writethrough: every write",
+            "unsafe: through the host",
             "    - path: /data",
         ] {
             assert!(text.contains(part), "{text}");

@@ -1,8 +1,9 @@
 //! `docs/annotations.md`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::{DEFINITIONS, Definition, Field, Kind};
+use crate::{DEFINITIONS, Definition, Field, Key, Kind};
 
 const HEAD: &str = "# Annotations
 
@@ -75,24 +76,18 @@ fn section(text: &mut String, definition: &Definition) -> std::fmt::Result {
         writeln!(text)?;
     }
     for example in definition.examples {
-        let example = example.trim_end().replace('\n', "\n    ");
-        let open = if example.contains('\n') {
-            "|\n    "
-        } else {
-            ""
-        };
-        let quoted = if open.is_empty() {
-            quote(&example)
-        } else {
-            example
-        };
-        writeln!(
-            text,
-            "```yaml\nmetadata:\n  annotations:\n    {}: {open}{quoted}\n```",
-            definition.key
-        )?;
+        writeln!(text, "```yaml\n{}\n```", manifest(definition.key, example))?;
     }
     Ok(())
+}
+
+/// A value as it stands in a pod's manifest.
+fn manifest(key: Key, value: &str) -> String {
+    let value = match value.contains('\n') {
+        true => format!("|\n      {}", value.trim_end().replace('\n', "\n      ")),
+        false => quote(value),
+    };
+    format!("metadata:\n  annotations:\n    {key}: {value}")
 }
 
 /// Describes a value; yields the fields to describe next.
@@ -175,14 +170,13 @@ fn quote(value: &str) -> String {
 
 #[test]
 fn examples_in_the_documentation_are_yaml_of_the_value() {
-    for definition in &DEFINITIONS {
-        for example in definition
-            .examples
-            .iter()
-            .filter(|example| !example.contains('\n'))
-        {
-            let read: String = serde_saphyr::from_str(&quote(example)).unwrap();
-            assert_eq!(read, *example);
+    type Manifest = BTreeMap<String, BTreeMap<String, BTreeMap<String, String>>>;
+    for key in Key::ALL {
+        for example in key.definition().examples {
+            let text = manifest(key, example);
+            let read: Manifest = serde_saphyr::from_str(&text).unwrap();
+            let value = &read["metadata"]["annotations"][&key.to_string()];
+            assert_eq!(value.trim_end(), example.trim_end(), "{text}");
         }
     }
 }

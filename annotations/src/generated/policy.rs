@@ -43,8 +43,8 @@ spec:
 
 /// All expressions of the policy.
 pub struct Policy {
-    /// Whether a pod is looked at.
-    pub condition: String,
+    /// Names and expressions: whether a pod is looked at.
+    pub conditions: [(&'static str, String); 2],
     /// Names and expressions, each of which may use those before it.
     pub variables: Vec<(&'static str, String)>,
     /// What must hold.
@@ -67,11 +67,14 @@ fn the_policy_is_what_the_definition_says() {
 fn text() -> Result<String, std::fmt::Error> {
     let policy = Policy::new();
     let mut text = HEAD.to_owned();
-    writeln!(
-        text,
-        "  matchConditions:\n  - name: runtime-class\n    expression: {}",
-        yaml_text(&policy.condition)
-    )?;
+    writeln!(text, "  matchConditions:")?;
+    for (name, expression) in &policy.conditions {
+        writeln!(
+            text,
+            "  - name: {name}\n    expression: {}",
+            yaml_text(expression)
+        )?;
+    }
     writeln!(text, "  variables:")?;
     for (name, expression) in &policy.variables {
         writeln!(
@@ -113,9 +116,19 @@ impl Policy {
         validations.extend(DEFINITIONS.iter().map(value));
         validations.extend(DEFINITIONS.iter().filter_map(order));
         Self {
-            condition: format!(
-                "has(object.spec.runtimeClassName) && object.spec.runtimeClassName in {CLASSES}"
-            ),
+            conditions: [
+                (
+                    "runtime-class",
+                    format!(
+                        "has(object.spec.runtimeClassName) && object.spec.runtimeClassName in {CLASSES}"
+                    ),
+                ),
+                // What is on its way out must not be held back.
+                (
+                    "stays",
+                    "!has(object.metadata.deletionTimestamp)".to_owned(),
+                ),
+            ],
             variables: vec![
                 (
                     "annotations",
