@@ -157,7 +157,7 @@ pub const DEFINITIONS: [Definition; Key::ALL.len()] = [
         .for_machines()
         .such_as(&["[/data, /]"]),
     Definition::new(Key::CloudInit, CloudInit::KIND)
-        .means("the NoCloud seed: a volume with user-data (and meta-data, network-config, vendor-data), or the user-data itself; hostname, network and keys are filled in")
+        .means("the NoCloud seed: a volume with user-data (and meta-data, network-config), or the user-data itself; hostname, network and keys are filled in")
         .else_is("a seed with hostname, network and keys only")
         .for_machines()
         .such_as(&["/etc/cloud-init", "#cloud-config\npackages: [nginx]\n"]),

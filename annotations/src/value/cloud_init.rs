@@ -11,8 +11,7 @@ const MIME: [&str; 3] = ["Content-Type: multipart/", "MIME-Version: ", "From nob
 /// cloud-init data for a NoCloud seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CloudInit {
-    /// The volume at this path has `user-data` and, if it wants, `meta-data`, `network-config` and
-    /// `vendor-data`.
+    /// The volume at this path has `user-data` and, if it wants, `meta-data` and `network-config`.
     Volume(VolumePath),
     /// The user-data itself.
     UserData(String),

@@ -84,3 +84,84 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     }
     Some(Neighbour { ip: ip?, mac: mac? })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::io::{Read as _, Write as _};
+    use std::os::fd::AsFd as _;
+
+    use etherparse::PacketBuilder;
+    use netlink_packet_route::link::{LinkFlags, LinkMessage};
+    use nix::sched::{CloneFlags, unshare};
+    use podvisor_devices::net::Tap;
+
+    use super::super::redirect;
+    use super::*;
+
+    const GATEWAY: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    const GATEWAY_MAC: [u8; 6] = [2, 6, 6, 6, 6, 6];
+    /// What a tap puts before each frame.
+    const HEADER: [u8; 12] = [0; 12];
+
+    /// The gateway's answer to a frame that asks for it.
+    fn answer(frame: &[u8]) -> Option<Vec<u8>> {
+        let is_solicitation = frame.get(20) == Some(&58) && frame.get(54) == Some(&135);
+        if !is_solicitation || frame.get(62..78) != Some(&GATEWAY) {
+            return None;
+        }
+        let asking: [u8; 16] = frame[22..38].try_into().unwrap();
+        let packet = PacketBuilder::ethernet2(GATEWAY_MAC, frame[6..12].try_into().unwrap())
+            .ipv6(GATEWAY, asking, 255)
+            .icmpv6_raw(136, 0, [0xe0, 0, 0, 0]);
+        let mut answer = HEADER.to_vec();
+        let body = [&GATEWAY[..], &[2, 1], &GATEWAY_MAC].concat();
+        packet.write(&mut answer, &body).unwrap();
+        Some(answer)
+    }
+
+    fn resolve_on_a_tap() -> Vec<Neighbour> {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let mut socket = RouteSocket::open().unwrap();
+        let tap = Tap::open("eth0").unwrap();
+        // The interface's own address is of use at once.
+        fs::write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0").unwrap();
+        let interface = redirect::index_of(&mut socket, "eth0").unwrap();
+        let mut link = LinkMessage::default();
+        link.header.index = interface;
+        link.header.flags = LinkFlags::Up;
+        link.header.change_mask = LinkFlags::Up;
+        let link = RouteNetlinkMessage::SetLink(link);
+        socket.change("up", link, 0).unwrap();
+        let mut wire = File::from(tap.as_fd().try_clone_to_owned().unwrap());
+        let gateway = std::thread::spawn(move || {
+            let deadline = Instant::now() + 4 * WAIT;
+            let mut frame = [0; 2048];
+            while Instant::now() < deadline {
+                match wire.read(&mut frame) {
+                    Ok(len) => {
+                        if let Some(answer) = answer(&frame[HEADER.len()..len]) {
+                            wire.write_all(&answer).unwrap();
+                            return;
+                        }
+                    }
+                    Err(_) => std::thread::sleep(PAUSE),
+                }
+            }
+        });
+        let silent = "fd00::2".parse().unwrap();
+        let found = resolve(&mut socket, interface, &[GATEWAY.into(), silent]).unwrap();
+        gateway.join().unwrap();
+        found
+    }
+
+    #[test]
+    fn a_gateway_that_answers_is_known_and_another_not_waited_for() {
+        let found = std::thread::spawn(resolve_on_a_tap).join().unwrap();
+        let expected = Neighbour {
+            ip: GATEWAY.into(),
+            mac: GATEWAY_MAC,
+        };
+        assert_eq!(found, [expected]);
+    }
+}
