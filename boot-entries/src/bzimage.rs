@@ -14,6 +14,8 @@ const RELEASE_BASE: usize = 0x200;
 const WITH_XLOADFLAGS: u16 = 0x020c;
 /// XLF_KERNEL_64
 const IS_64_BIT: u16 = 1;
+/// XLF_CAN_BE_LOADED_ABOVE_4G
+const IS_LOADED_ANYWHERE: u16 = 2;
 /// Longest release that is shown.
 const MAX_RELEASE_LEN: usize = 128;
 
@@ -26,6 +28,9 @@ pub enum KernelError {
     /// A kernel for 32-bit processors, or too old.
     #[error("is a bzImage without a 64-bit entry")]
     Not64Bit,
+    /// A kernel that kexec refuses, for it does not say that it can be loaded anywhere.
+    #[error("is a bzImage that cannot be loaded above 4 GiB, which kexec asks for")]
+    NotAbove4G,
 }
 
 /// The kernel's release (`uname -r`), as its header tells; empty when it does not.
@@ -43,6 +48,9 @@ pub fn release(header: &[u8]) -> Result<String, KernelError> {
     let flags = u16_at(header, XLOADFLAGS_AT);
     if version < WITH_XLOADFLAGS || flags & IS_64_BIT == 0 {
         return Err(KernelError::Not64Bit);
+    }
+    if flags & IS_LOADED_ANYWHERE == 0 {
+        return Err(KernelError::NotAbove4G);
     }
     let start = usize::from(u16_at(header, RELEASE_AT)) + RELEASE_BASE;
     let text = header.get(start..).unwrap_or_default();
@@ -109,6 +117,9 @@ mod tests {
         let mut old = header();
         old[XLOADFLAGS_AT] = 0;
         assert_eq!(release(&old), Err(KernelError::Not64Bit));
+        let mut fixed = header();
+        fixed[XLOADFLAGS_AT] = 0x21;
+        assert_eq!(release(&fixed), Err(KernelError::NotAbove4G));
     }
 
     proptest! {

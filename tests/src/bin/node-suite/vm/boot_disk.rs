@@ -37,9 +37,16 @@ pub struct Layout<'a> {
     pub without_kernel: bool,
 }
 
+/// Our kernel, as one that kexec takes. It is linked for one address, where its decompressor puts it
+/// from wherever it was loaded, but its header does not say so (Documentation/arch/x86/boot.rst,
+/// XLF_CAN_BE_LOADED_ABOVE_4G).
 pub fn bzimage() -> Result<Vec<u8>> {
+    const XLOADFLAGS: usize = 0x236;
+    const ABOVE_4G: u8 = 2;
     let path = std::env::var_os("PODVISOR_BZIMAGE").context("PODVISOR_BZIMAGE names no kernel")?;
-    Ok(fs::read(PathBuf::from(path))?)
+    let mut kernel = fs::read(PathBuf::from(path))?;
+    *kernel.get_mut(XLOADFLAGS).context("no kernel")? |= ABOVE_4G;
+    Ok(kernel)
 }
 
 /// Writes the root tree of a machine.
