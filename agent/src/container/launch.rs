@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use prost::Message as _;
-use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, SeekFrom};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
@@ -149,8 +149,13 @@ fn write_config(config: &StageConfig) -> io::Result<OwnedFd> {
 fn give_streams(stdio: &[OwnedFd], owner: u32) {
     let owner = Some(rustix::fs::Uid::from_raw(owner));
     for stream in stdio {
-        // Where it fails they work as they are.
-        let _ = rustix::fs::fchown(stream, owner, None);
+        // Others are not the process's own: /dev/null is everybody's.
+        let is_pipe = rustix::fs::fstat(stream)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+        if is_pipe {
+            // Where it fails they work as they are.
+            let _ = rustix::fs::fchown(stream, owner, None);
+        }
     }
 }
 
