@@ -123,6 +123,11 @@ impl VsockHost {
         }
     }
 
+    /// The guest has ended: every connection ends with a reset, and none can be opened any more.
+    pub fn close(&self) {
+        self.shared.as_host(Muxer::shut);
+    }
+
     /// What happened so far.
     #[must_use]
     pub fn counters(&self) -> VsockCounters {

@@ -129,8 +129,13 @@ impl Launcher for KvmLauncher {
             kernel: plan.kernel,
             source,
         };
-        let vm = Vm::start(config, Box::new(move |event| report(&end, &restart, event)))
-            .map_err(start)?;
+        let reporter = Reporter {
+            end,
+            restart,
+            connections: host.clone(),
+        };
+        let vm = Vm::start(config, Box::new(move |event| reporter.report(event)));
+        let vm = vm.map_err(start)?;
         let memory = plan.size.memory.bytes();
         Ok(Launched {
             machine: Arc::new(KvmMachine {
@@ -179,10 +184,23 @@ fn attach(pet: PetParts, exports: &Exports) -> Result<Vec<DeviceSlot>, LaunchErr
         .collect()
 }
 
-fn report(end: &watch::Sender<Option<EndReason>>, restart: &watch::Sender<u64>, event: VmEvent) {
-    match event {
-        VmEvent::Ended(reason) => drop(end.send_replace(Some(reason))),
-        VmEvent::Restarted { count, .. } => drop(restart.send_replace(count)),
+/// Tells what happens to a machine.
+struct Reporter {
+    end: watch::Sender<Option<EndReason>>,
+    restart: watch::Sender<u64>,
+    connections: VsockHost,
+}
+
+impl Reporter {
+    fn report(&self, event: VmEvent) {
+        match event {
+            VmEvent::Ended(reason) => {
+                self.end.send_replace(Some(reason));
+                // Who waits for an answer would keep the machine, and its taps with it.
+                self.connections.close();
+            }
+            VmEvent::Restarted { count, .. } => drop(self.restart.send_replace(count)),
+        }
     }
 }
 
