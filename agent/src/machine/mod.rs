@@ -5,6 +5,7 @@
 //! host's connection has gone.
 
 mod account;
+mod console;
 mod processes;
 mod report;
 mod service;

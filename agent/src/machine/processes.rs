@@ -8,6 +8,7 @@ use std::time::Duration;
 use podvisor_proto::agent::v1::{ProcessExited, Stdio, StreamTokens};
 use tokio::sync::Notify;
 
+use super::console;
 use crate::clock;
 use crate::container::{
     ContainerError, Handshake, Launch, Phase, Process, ProcessKey, ProcessStreams, Streams,
@@ -253,12 +254,16 @@ impl Processes {
         }
     }
 
-    /// Sets the size of a process's terminal; one without a terminal ignores it.
+    /// Sets the size of a process's terminal, or of the machine's console; a process without a
+    /// terminal ignores it.
     ///
     /// # Errors
     ///
     /// [`ContainerError::NotFound`], [`ContainerError::Terminal`].
     pub fn resize(&self, key: &ProcessKey, rows: u32, columns: u32) -> Result<(), ContainerError> {
+        if key.exec_id.is_empty() {
+            return console::resize(rows, columns).map_err(ContainerError::Terminal);
+        }
         let mut table = self.table();
         let process = &mut table.exec(key)?.process;
         process.size = (rows, columns);

@@ -34,6 +34,8 @@ pub(super) struct Pet {
     pub machine: Arc<dyn Machine>,
     /// Our agent in the machine's own system, while there is one.
     pub agent: Option<AgentClient>,
+    /// Rows and columns of the terminal at its console, once they are known.
+    pub window: Option<(u32, u32)>,
     /// What follows its life.
     pub life: AbortHandle,
     /// Takes what its transcript is to end with.
@@ -180,6 +182,7 @@ impl Actor {
             container: container.to_owned(),
             machine,
             agent: None,
+            window: None,
             life,
             last_words: Some(last_words),
         };
@@ -215,7 +218,12 @@ impl Actor {
             return;
         };
         match news {
-            PetNews::Agent(agent) => pet.agent = Some(agent),
+            PetNews::Agent(agent) => {
+                if let Some((rows, columns)) = pet.window {
+                    tokio::spawn(tell_window(agent.clone(), rows, columns));
+                }
+                pet.agent = Some(agent);
+            }
             PetNews::AgentLost => {
                 pet.agent = None;
                 self.end_execs();
@@ -342,21 +350,14 @@ impl Actor {
 
     /// Tells the machine's system how large the terminal at its console is. Nobody but our agent can
     /// be told, and without it nothing is lost.
-    pub(super) fn resize_console(&self, rows: u32, columns: u32, reply: Reply<()>) {
-        let Ok(link) = self.link() else {
-            return drop(reply.send(Ok(())));
-        };
-        let request = ResizeTerminalRequest {
-            rows,
-            columns,
-            ..ResizeTerminalRequest::default()
-        };
-        tokio::spawn(async move {
-            if let Err(error) = link.agent.resize_terminal(request).await {
-                tracing::debug!(%error, "the console keeps its size");
+    pub(super) fn resize_console(&mut self, rows: u32, columns: u32, reply: Reply<()>) {
+        if let GuestState::Pet(pet, _) = &mut self.guest {
+            pet.window = Some((rows, columns));
+            if let Some(agent) = pet.agent.clone() {
+                tokio::spawn(tell_window(agent, rows, columns));
             }
-            let _ = reply.send(Ok(()));
-        });
+        }
+        let _ = reply.send(Ok(()));
     }
 
     /// Changes the limits of a machine: what lies within it is kept by the host's groups.
@@ -403,5 +404,17 @@ impl Actor {
         let placement = placement.map_err(|e| TaskError::Setup(e.clone()))?;
         let leaf = placement.cgroup.clone().unwrap_or_default();
         Ok(self.settings.tools.host.metrics(&leaf)?.encode_to_vec())
+    }
+}
+
+/// Tells a machine how large the terminal at its console is.
+async fn tell_window(agent: AgentClient, rows: u32, columns: u32) {
+    let request = ResizeTerminalRequest {
+        rows,
+        columns,
+        ..ResizeTerminalRequest::default()
+    };
+    if let Err(error) = agent.resize_terminal(request).await {
+        tracing::debug!(%error, "the console keeps its size");
     }
 }
