@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use podvisor_tests::{Console, Cri, LoopDevice};
 
 use super::{BUSYBOX, BUSYBOX_BOOT, logged_in, machine, machine_pod, transcript};
-use crate::case::{Case, gate};
+use crate::case::{Case, gate, long};
 
 const DATA_LEN: u64 = 16 << 20;
 /// Where the busybox machine's partition begins.
@@ -16,8 +16,8 @@ const PARTITION: u64 = 1 << 20;
 
 pub fn cases() -> Vec<Case> {
     vec![
-        gate("a_machines_hardware_is_as_annotated", hardware),
-        gate(
+        long("a_machines_hardware_is_as_annotated", hardware),
+        long(
             "a_machines_disks_and_cards_are_as_annotated",
             disks_and_cards,
         ),

@@ -11,7 +11,7 @@ use podvisor_tests::streaming::channel::{STATUS, STDIN};
 use podvisor_tests::{Console, Container, Cri, LoopDevice, Pod, PodBuilder, wait};
 
 use super::{DEBIAN_BOOT, machine, machine_pod, transcript};
-use crate::case::{Case, gate, long};
+use crate::case::{Case, long};
 
 const DEBIAN: &str = "docker.io/podvisor/debian-machine:13";
 const DEBIAN_TREE: &str = "docker.io/podvisor/debian-tree:13";
@@ -22,7 +22,7 @@ const SHOWN: Duration = Duration::from_secs(60);
 
 pub fn cases() -> Vec<Case> {
     vec![
-        gate("a_debian_machine_does_what_people_do_with_it", first_boot),
+        long("a_debian_machine_does_what_people_do_with_it", first_boot),
         long("a_debian_machine_is_the_same_after_its_pod", persistent),
         long("a_debian_tree_boots_as_a_machine", tree),
     ]

@@ -6,16 +6,16 @@ use anyhow::{Result, ensure};
 use podvisor_tests::Cri;
 
 use super::{BUSYBOX, BUSYBOX_BOOT, logged_in, machine, machine_pod};
-use crate::case::{Case, gate};
+use crate::case::{Case, gate, long};
 
 /// A crash domain ends within a second; the node is emulated.
 const SOON: Duration = Duration::from_secs(60);
 
 pub fn cases() -> Vec<Case> {
     vec![
-        gate("a_machines_panic_ends_it_with_a_reason", panic),
+        long("a_machines_panic_ends_it_with_a_reason", panic),
         gate("a_machine_without_an_answer_is_switched_off", deaf),
-        gate("power_actions_are_as_annotated", actions),
+        long("power_actions_are_as_annotated", actions),
     ]
 }
 

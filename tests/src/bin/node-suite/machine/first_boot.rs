@@ -13,7 +13,7 @@ use podvisor_tests::{Console, Container, Cri, Pod, wait};
 
 use super::{BUSYBOX, BUSYBOX_BOOT, BUSYBOX_RAW, BUSYBOX_TREE, logged_in, machine, machine_pod};
 use super::{transcript, wait_for_log};
-use crate::case::{Case, gate};
+use crate::case::{Case, long};
 
 /// Longer than the busybox machine takes to end.
 const GRACE: Duration = Duration::from_secs(60);
@@ -21,9 +21,9 @@ const SHOWN: Duration = Duration::from_secs(30);
 
 pub fn cases() -> Vec<Case> {
     vec![
-        gate("a_machine_boots_the_disk_of_its_image", qcow2),
-        gate("a_machine_boots_a_raw_disk_and_starts_over", raw),
-        gate("a_machine_boots_a_tree_with_a_kernel", tree),
+        long("a_machine_boots_the_disk_of_its_image", qcow2),
+        long("a_machine_boots_a_raw_disk_and_starts_over", raw),
+        long("a_machine_boots_a_tree_with_a_kernel", tree),
     ]
 }
 
