@@ -52,30 +52,8 @@ fn attach(pod: &Pod<'_>) -> Result<()> {
     logged(&lines, "out one\nout two\n")?;
     let log = lines.log()?;
     ensure!(log.stderr == "err one\nerr two\n", "{log:?}");
-    attach_twice(pod)?;
     attach_once(pod)?;
     attach_to_terminal(pod)
-}
-
-/// Two who are attached at once see the same, from when both are. containerd answers before it
-/// passes output on (`internal/cri/streamingserver`: the streams are made first), whatever the
-/// runtime: only what arrives tells that one is attached.
-fn attach_twice(pod: &Pod<'_>) -> Result<()> {
-    let ticker = pod.container("ticker").stdin().script(
-        "until read -t 1 line; do echo tick; done; echo out $line; echo err $line >&2; sleep infinity",
-    );
-    let ticker = ticker.start()?;
-    let mut sessions = [ticker.attach(INPUT)?, ticker.attach(Wanted::default())?];
-    for session in &mut sessions {
-        session.wait_for(STDOUT, "tick\n")?;
-    }
-    let [first, _] = &mut sessions;
-    first.send(STDIN, b"three\n")?;
-    for session in &mut sessions {
-        session.wait_for(STDOUT, "out three\n")?;
-        session.wait_for(STDERR, "err three\n")?;
-    }
-    Ok(())
 }
 
 /// With `stdinOnce`, standard input ends with the first attachment.
