@@ -4,6 +4,7 @@
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use podvisor_devices::GuestMemory;
+use podvisor_devices::legacy::acpi_pm;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::layout;
@@ -36,7 +37,26 @@ const SELECTOR_TSS: u16 = 0x20;
 const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 const _: () = assert!(size_of::<[u64; 4]>() as u64 <= layout::GDT.len);
 
-/// Writes page tables and descriptor table.
+/// What stands for the firmware's entry: `mov dx, PORT_RESET; mov al, RESET_VALUE; out dx, al`, and
+/// `hlt` for ever. Kernels built for EFI take hardware-reduced ACPI for a sign of it, and without EFI
+/// they know no other way to reset the machine than to jump there.
+const RESET_CODE: [u8; 9] = {
+    let [low, high] = layout::PORT_RESET.to_le_bytes();
+    [
+        0xba,
+        low,
+        high,
+        0xb0,
+        acpi_pm::RESET_VALUE,
+        0xee,
+        0xf4,
+        0xeb,
+        0xfd,
+    ]
+};
+const _: () = assert!(RESET_CODE.len() as u64 <= layout::RESET_ENTRY.len);
+
+/// Writes page tables, descriptor table and what is at the firmware's entry.
 ///
 /// # Errors
 /// When guest memory ends before their places.
@@ -53,7 +73,8 @@ pub fn write_tables(memory: &GuestMemory) -> Result<(), GuestMemoryError> {
         memory.write_slice(&bytes, GuestAddress(table(2 + directory)))?;
     }
     let gdt: Vec<u8> = GDT.iter().flat_map(|entry| entry.to_le_bytes()).collect();
-    memory.write_slice(&gdt, layout::GDT.start())
+    memory.write_slice(&gdt, layout::GDT.start())?;
+    memory.write_slice(&RESET_CODE, layout::RESET_ENTRY.start())
 }
 
 /// General registers at the entry.
@@ -124,6 +145,18 @@ mod tests {
     use super::*;
     use crate::config::MemorySize;
     use crate::memory::{GuestRam, MemoryBacking, RamPlan};
+
+    #[test]
+    fn a_jump_to_the_firmware_resets_the_machine() {
+        let size = MemorySize::from_bytes(64 << 20).unwrap();
+        let ram = GuestRam::map(&RamPlan::new(size, MemoryBacking::Normal)).unwrap();
+        write_tables(ram.guest_memory()).unwrap();
+        let mut code = [0; 6];
+        let entry = GuestAddress(0xf_fff0);
+        ram.guest_memory().read_slice(&mut code, entry).unwrap();
+        // mov dx, 0x602; mov al, 1; out dx, al
+        assert_eq!(code, [0xba, 0x02, 0x06, 0xb0, 0x01, 0xee]);
+    }
 
     #[test]
     fn page_tables_map_the_first_four_gib_onto_themselves() {

@@ -84,7 +84,10 @@ pub const ACPI_TABLES: Range = Range::new(0xe_0000, 60 * KIB);
 pub const GENERATION_ID: Range = Range::new(0xe_f000, PAGE_SIZE);
 /// SMBIOS tables: the entry point first. Kernels without EFI scan the last 64 KiB below 1 MiB for it,
 /// those started by kexec as well.
-pub const SMBIOS: Range = Range::new(0xf_0000, 64 * KIB);
+pub const SMBIOS: Range = Range::new(0xf_0000, 64 * KIB - RESET_ENTRY.len);
+/// Where a processor begins in real mode, and where kernels jump that want the firmware to reset the
+/// machine (arch/x86/kernel/reboot.c, `machine_real_restart`).
+pub const RESET_ENTRY: Range = Range::new(0xf_fff0, 16);
 /// Memory from 1 MiB up: the kernel's.
 pub const HIGH_MEMORY: u64 = MIB;
 
@@ -202,7 +205,8 @@ const _: () = assert!(CONVENTIONAL_END <= ACPI_TABLES.base);
 const _: () = assert!(ACPI_TABLES.before(GENERATION_ID));
 const _: () = assert!(GENERATION_ID.before(SMBIOS));
 const _: () = assert!(GENERATION_ID.base.is_multiple_of(PAGE_SIZE));
-const _: () = assert!(SMBIOS.end() <= HIGH_MEMORY);
+const _: () = assert!(SMBIOS.before(RESET_ENTRY));
+const _: () = assert!(RESET_ENTRY.end() <= HIGH_MEMORY);
 const _: () = assert!(HIGH_MEMORY < LOW_RAM_END);
 const _: () = assert!(LOW_RAM_END <= PCI_WINDOW_32.base);
 const _: () = assert!(PCI_WINDOW_32.before(PCI_ECAM));
