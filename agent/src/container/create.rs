@@ -178,7 +178,6 @@ impl Containers {
             false => 0,
         };
         let users = self.pod_users(spec)?;
-        let owner = spec.linux.user_in_guest(spec.process.user.uid);
         let directory = cgroup.open()?;
         let launch = Launch {
             program: INIT_SELF,
@@ -197,7 +196,8 @@ impl Containers {
             flags,
             pid_namespace_of: joined.map(std::os::fd::AsFd::as_fd),
             container: None,
-            users: users.as_ref().map(|users| (users.init().as_fd(), owner)),
+            users: users.as_ref().map(|users| users.init().as_fd()),
+            stream_owner: spec.stream_owner(spec.process.user.uid),
         };
         Ok(launch.start()?)
     }

@@ -56,8 +56,10 @@ pub struct Launch<'a> {
     pub pid_namespace_of: Option<BorrowedFd<'a>>,
     /// Init of the container that it joins.
     pub container: Option<BorrowedFd<'a>>,
-    /// A process in whose user namespace it is born, and whom its streams belong to in the guest.
-    pub users: Option<(BorrowedFd<'a>, u32)>,
+    /// A process in whose user namespace it is born.
+    pub users: Option<BorrowedFd<'a>>,
+    /// Whom its streams belong to in the guest, where that is not the agent's to see to later.
+    pub stream_owner: Option<u32>,
 }
 
 /// A stage on its way.
@@ -86,7 +88,7 @@ impl Launch<'_> {
         .map_err(io::Error::from)
         .map_err(start("make a control socket"))?;
         let config = write_config(&self.config).map_err(start("pass the configuration"))?;
-        if let Some((_, owner)) = self.users {
+        if let Some(owner) = self.stream_owner {
             give_streams(&self.stdio, owner);
         }
         let [stdin, stdout, stderr] = &self.stdio;
@@ -104,7 +106,7 @@ impl Launch<'_> {
             descriptors: &descriptors,
             cgroup: self.cgroup,
             flags: self.flags,
-            user_namespace_of: self.users.map(|(process, _)| process),
+            user_namespace_of: self.users,
         };
         let spawned = match self.pid_namespace_of {
             Some(process) => spawn_in_pid_namespace(process, &request),

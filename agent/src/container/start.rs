@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::launch::{Handshake, Launch};
 use super::process::Phase;
 use super::{ContainerError, Containers, ProcessKey};
+use crate::oci::{Spec, parse_process};
 use crate::stage::CONTAINER_EXEC;
 use crate::stage::protocol::StageConfig;
 use crate::sys::clone::INIT_SELF;
@@ -128,6 +129,8 @@ impl Containers {
             .execs
             .get_mut(&key.exec_id)
             .ok_or_else(|| ContainerError::NotFound(key.exec_id.clone()))?;
+        let spec = Spec::parse(&container.spec_json)?;
+        let uid = parse_process(&exec.process_json)?.user.uid;
         let directory = container.cgroup.open()?;
         let stdio = exec.process.tokens.open(&self.streams, exec.terminal);
         let init: &Arc<OwnedFd> = &init;
@@ -149,6 +152,7 @@ impl Containers {
             container: Some(init.as_fd()),
             // The stage joins that of the container with all its other namespaces.
             users: None,
+            stream_owner: spec.stream_owner(uid),
         }
         .start()?;
         let pid = launched.pid.as_raw_nonzero().get().unsigned_abs();

@@ -175,6 +175,7 @@ impl Processes {
             pid_namespace_of: None,
             container: None,
             users: None,
+            stream_owner: None,
         }
         .start()?;
         let pid = launched.pid.as_raw_nonzero().get().unsigned_abs();

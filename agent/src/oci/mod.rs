@@ -63,6 +63,16 @@ impl Spec {
     }
 }
 
+impl Spec {
+    /// Who a user of the container is in the guest, when it is another there: the container itself
+    /// can give such a one nothing of the guest's.
+    #[must_use]
+    pub fn stream_owner(&self, uid: u32) -> Option<u32> {
+        let mapped = self.linux.has_own(NamespaceKind::User);
+        mapped.then(|| self.linux.user_in_guest(uid))
+    }
+}
+
 /// The container's root file system.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

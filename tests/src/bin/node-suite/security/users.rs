@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use podvisor_proto::cri::v1::{IdMapping, Mount, NamespaceMode, NamespaceOption, UserNamespace};
@@ -107,13 +108,13 @@ fn who_is_who(pods: [&Pod<'_>; 2]) -> Result<()> {
         pods,
         "shared",
         with_shared_processes,
-        "cat /proc/self/uid_map; cat /proc/1/status | grep -e ^Uid",
+        "cat /proc/self/uid_map; ls -d /proc/1",
     )?;
     same(pods, "another", as_another, WHO)?;
     // Network and host name are the pod's own to change, and nothing of the node.
     let administer = "ip link set lo down && ip link set lo up && ping -c 1 127.0.0.1 | grep -o '1 packets received'; \
         mkdir -p /mnt/x && mount -t tmpfs none /mnt/x && grep -c ' /mnt/x ' /proc/mounts; umount /mnt/x; \
-        mknod /tmp/node b 7 0; ls /sys/class/net; chown 70000 /tmp; \
+        mknod /tmp/node b 7 0; ls -d /sys/class/net/eth0; chown 70000 /tmp; \
         echo 1 > /proc/sys/kernel/panic; hostname mine && hostname";
     same(pods, "administrator", as_administrator, administer)?;
     Ok(())
@@ -122,10 +123,14 @@ fn who_is_who(pods: [&Pod<'_>; 2]) -> Result<()> {
 /// Files of volumes belong to the pod's users inside and to the node's outside, the kubelet asks
 /// for no less.
 fn volumes(pod: &Pod<'_>) -> Result<()> {
-    let host = pod.volume("host")?;
-    let cache = pod.volume("volumes/kubernetes.io~empty-dir/cache")?;
-    let secret = pod.volume("secret")?;
-    fs::create_dir(secret.join("..now"))?;
+    // The root of the node has no mounts with other owners: it is an overlay.
+    let disk = tempfile::tempdir_in("/var/tmp")?;
+    let host = disk.path().join("host");
+    let cache = disk.path().join("kubernetes.io~empty-dir/cache");
+    let secret = disk.path().join("secret");
+    for folder in [&host, &cache, &secret.join("..now")] {
+        fs::create_dir_all(folder)?;
+    }
     fs::write(secret.join("..now/key"), "value")?;
     symlink("..now", secret.join("..data"))?;
     symlink("..data/key", secret.join("key"))?;
@@ -156,7 +161,8 @@ fn volumes(pod: &Pod<'_>) -> Result<()> {
             path.display()
         );
     }
-    Ok(())
+    container.stop(Duration::ZERO)?;
+    container.remove()
 }
 
 /// A pod's containers have one user namespace, and what they run later is in it, too.
