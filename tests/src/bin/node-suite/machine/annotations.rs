@@ -23,7 +23,7 @@ pub fn cases() -> Vec<Case> {
         ),
         gate("a_machines_console_can_be_virtio", virtio_console),
         gate("a_machine_that_hangs_is_reset_by_its_watchdog", watchdog),
-        gate("disks_are_booted_in_the_annotated_order", boot_order),
+        long("disks_are_booted_in_the_annotated_order", boot_order),
     ]
 }
 

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::pets::failure;
 use super::{BUSYBOX, BUSYBOX_BOOT, logged_in, machine, machine_pod, wait_for_log};
-use crate::case::{Case, gate};
+use crate::case::{Case, long};
 
 /// The layout of the busybox machine's image.
 const LAYOUT: &str = "busybox-machine";
@@ -22,9 +22,9 @@ const PARTITION: u64 = 1 << 20;
 
 pub fn cases() -> Vec<Case> {
     vec![
-        gate("a_broken_disk_is_refused_with_the_reason", broken),
-        gate("a_disk_without_a_system_says_what_is_on_it", empty),
-        gate("a_disk_that_shrinks_fails_its_requests", shrinks),
+        long("a_broken_disk_is_refused_with_the_reason", broken),
+        long("a_disk_without_a_system_says_what_is_on_it", empty),
+        long("a_disk_that_shrinks_fails_its_requests", shrinks),
     ]
 }
 

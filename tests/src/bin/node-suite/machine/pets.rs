@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use podvisor_tests::{Console, ContainerBuilder, Cri, LoopDevice, Pod, PodBuilder, wait};
 
 use super::{BUSYBOX, BUSYBOX_BOOT, BUSYBOX_RAW, logged_in, machine, machine_pod, transcript};
-use crate::case::{Case, gate};
+use crate::case::{Case, gate, long};
 
 /// A little longer than the image's disk, which has 96 MiB.
 const VOLUME_LEN: u64 = 128 << 20;
@@ -23,8 +23,8 @@ pub fn cases() -> Vec<Case> {
     vec![
         gate("a_block_volume_is_a_machine_for_good", block),
         gate("a_folder_holds_a_machines_disk_for_good", folder),
-        gate("a_fill_that_was_broken_off_is_done_again", broken_off),
-        gate("volumes_that_cannot_be_filled_say_why", refused),
+        long("a_fill_that_was_broken_off_is_done_again", broken_off),
+        long("volumes_that_cannot_be_filled_say_why", refused),
     ]
 }
 

@@ -28,15 +28,15 @@ use podvisor_vmm::confine::{ThreadKind, on_start, spawn_io_loop};
 use tokio::runtime::Runtime;
 
 use super::boot_disk::{self, Layout, UUID};
-use super::case;
 use super::guest::{Guest, Running};
+use super::{case, long};
 use crate::case::Case;
 
 pub fn cases() -> Vec<Case> {
     vec![
         case("vm_machine_boots_what_extlinux_names", extlinux),
-        case("vm_machine_boots_what_grub_names", grub),
-        case("vm_machine_boots_a_unified_image", unified),
+        long("vm_machine_boots_what_grub_names", grub),
+        long("vm_machine_boots_a_unified_image", unified),
         case("vm_machine_boots_a_tree", tree),
         case("vm_machine_that_cannot_boot_says_why", bad_disks),
     ]

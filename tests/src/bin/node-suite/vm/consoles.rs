@@ -13,22 +13,22 @@ use podvisor_vmm::{
     Console, DeviceSlot, PciSlot, RestartCause, VmEvent, WatchdogConfig, spawn_io_loop,
 };
 
-use super::case;
 use super::guest::{Guest, PATIENCE};
+use super::{case, long};
 use crate::case::Case;
 
 pub fn cases() -> Vec<Case> {
     vec![
-        case(
+        long(
             "vm_serial_console_loses_nothing_to_a_slow_reader",
             slow_reader,
         ),
-        case(
+        long(
             "vm_virtio_console_and_port_work_over_a_reboot",
             virtio_console,
         ),
         case("vm_watchdog_resets_a_guest_that_stays_away", watchdog),
-        case("vm_devices_sit_where_they_are_wanted", places),
+        long("vm_devices_sit_where_they_are_wanted", places),
     ]
 }
 

@@ -17,11 +17,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::boot_disk::{self, Layout};
 use super::boot_stage::BootStage;
-use super::case;
+use super::long;
 use crate::case::Case;
 
 pub fn cases() -> Vec<Case> {
-    vec![case("vm_machine_agent_runs_processes", processes)]
+    vec![long("vm_machine_agent_runs_processes", processes)]
 }
 
 const EXTLINUX: &[u8] = b"LABEL only\nLINUX /boot/vmlinuz-6\nAPPEND root=/dev/vda1 rw\n";

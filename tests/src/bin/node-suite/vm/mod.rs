@@ -32,3 +32,8 @@ pub fn cases() -> Vec<Case> {
 fn case(name: &'static str, run: fn() -> anyhow::Result<()>) -> Case {
     Case::new(Tier::Gate, name, run)
 }
+
+/// A case for the long run.
+fn long(name: &'static str, run: fn() -> anyhow::Result<()>) -> Case {
+    Case::new(Tier::Long, name, run)
+}

@@ -7,16 +7,16 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use podvisor_vmm::{EndReason, OrderError, RestartCause, VmEvent};
 
-use super::case;
 use super::guest::Guest;
 use super::machines::some_devices;
+use super::{case, long};
 use crate::case::Case;
 
 pub fn cases() -> Vec<Case> {
     vec![
         case("vm_reboots_in_place_with_all_devices", reboots),
-        case("vm_panic_after_a_reboot_is_an_end", panics_later),
-        case("vm_is_restarted_by_its_owner", by_the_owner),
+        long("vm_panic_after_a_reboot_is_an_end", panics_later),
+        long("vm_is_restarted_by_its_owner", by_the_owner),
         case("vm_restarts_after_a_triple_fault", triple_faults),
     ]
 }

@@ -10,18 +10,18 @@ use podvisor_vmm::{
     ResetPolicy, Topology, VcpuPlugError, Vcpus, spawn_io_loop,
 };
 
-use super::case;
 use super::guest::{Guest, PATIENCE, Running};
+use super::{case, long};
 use crate::case::Case;
 
 pub fn cases() -> Vec<Case> {
     vec![
-        case("vm_processors_have_the_shape_asked_for", topology),
-        case("vm_cpu_levels_are_what_the_guest_finds", cpu_levels),
-        case("vm_memory_comes_from_the_pool_of_huge_pages", huge_pages),
+        long("vm_processors_have_the_shape_asked_for", topology),
+        long("vm_cpu_levels_are_what_the_guest_finds", cpu_levels),
+        long("vm_memory_comes_from_the_pool_of_huge_pages", huge_pages),
         case("vm_memory_grows_and_shrinks_on_its_node", plugged_memory),
-        case("vm_processors_come_and_go", plugged_processors),
-        case("vm_guest_is_told_that_it_goes_on_from_a_copy", generation),
+        long("vm_processors_come_and_go", plugged_processors),
+        long("vm_guest_is_told_that_it_goes_on_from_a_copy", generation),
     ]
 }
 
