@@ -213,6 +213,7 @@ fn run_script(options: &NodeOptions, command: &str) -> Result<u8> {
         clock: options.clock,
         memory_mib: options.memory,
         ports: &[],
+        monitor: None,
     };
     session::run(machine, label, options.limit)
 }

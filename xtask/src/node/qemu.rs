@@ -35,6 +35,8 @@ pub struct Machine<'a> {
     pub memory_mib: u32,
     /// Names and sockets of the serial bus's ports; the sockets must stay open across exec.
     pub ports: &'a [(&'static str, RawFd)],
+    /// The socket of QEMU's own command line; it, too, must stay open across exec.
+    pub monitor: Option<RawFd>,
 }
 
 impl Machine<'_> {
@@ -44,7 +46,7 @@ impl Machine<'_> {
         self.add_processor(&mut command);
         command
             .args(["-m", &self.memory_mib.to_string()])
-            .args(["-display", "none", "-monitor", "none", "-vga", "none"])
+            .args(["-display", "none", "-vga", "none"])
             .args(["-nic", "none", "-no-reboot"])
             .arg("-serial")
             .arg(with_path("file:", &self.run.console_log()))
@@ -70,6 +72,12 @@ impl Machine<'_> {
         for (index, share) in self.shares.iter().enumerate() {
             add_share(&mut command, &RunDir::tag(index), &share.folder);
         }
+        match self.monitor {
+            Some(socket) => command
+                .args(["-chardev", &format!("socket,id=monitor,fd={socket}")])
+                .args(["-mon", "chardev=monitor,mode=readline"]),
+            None => command.args(["-monitor", "none"]),
+        };
         command.args(["-device", "virtio-serial-pci"]);
         for (name, socket) in self.ports {
             command
@@ -109,8 +117,9 @@ pub fn has_virtualization() -> bool {
     supported && Path::new("/dev/kvm").exists()
 }
 
+/// What the host cannot write is the node's to report: by default QEMU would stop it without a word when the host's disk is full.
 fn add_disk(command: &mut Command, id: &str, file: &Path, option: &str) {
-    let prefix = format!("if=none,id={id},format=raw,cache=unsafe,{option},file=");
+    let prefix = format!("if=none,id={id},format=raw,cache=unsafe,werror=report,{option},file=");
     command
         .arg("-drive")
         .arg(with_path(&prefix, file))

@@ -1,7 +1,8 @@
 //! One run of the node: the emulator, the streams between its command and us, and how it ended.
 //!
 //! Four ports of a virtio serial bus lead into the node: the command's stdin, stdout and stderr, and a control port on which the node
-//! says `at STAGE`, `ready` and `exit CODE`. Each is one end of a socket pair that the emulator inherits.
+//! says `at STAGE`, `ready` and `exit CODE`. Each is one end of a socket pair that the emulator inherits, as is its own command line, which
+//! tells of a node that stands still.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -63,9 +64,11 @@ pub fn run(
         None => "node starts".to_owned(),
     });
     let (ports, ends) = open_ports()?;
+    let (monitor, monitor_end) = open_port()?;
     let descriptors = ends.descriptors();
     let emulator = Machine {
         ports: &descriptors,
+        monitor: Some(monitor_end.as_raw_fd()),
         ..machine
     };
     let mut emulator = emulator
@@ -73,9 +76,10 @@ pub fn run(
         .stdin(Stdio::null())
         .spawn()
         .context("cannot run qemu-system-x86_64")?;
-    drop(ends);
+    drop((ends, monitor_end));
     let code = converse(ports, step, label, limit);
     if !matches!(code, Ok(Some(_))) {
+        show_state(monitor);
         // Without an answer there is nothing to wait for; a dead emulator is killed in vain.
         let _ = emulator.kill();
     }
@@ -96,8 +100,7 @@ pub fn run(
 fn open_ports() -> Result<(Ports, MachineEnds)> {
     let mut ends = Vec::new();
     let mut open = |name| -> Result<UnixStream> {
-        let (ours, theirs) = UnixStream::pair()?;
-        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        let (ours, theirs) = open_port()?;
         ends.push((name, theirs));
         Ok(ours)
     };
@@ -108,6 +111,13 @@ fn open_ports() -> Result<(Ports, MachineEnds)> {
         control: open("control")?,
     };
     Ok((ports, MachineEnds(ends)))
+}
+
+/// A socket pair: our end, and the one that the emulator inherits.
+fn open_port() -> Result<(UnixStream, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok((ours, theirs))
 }
 
 /// Follows the node from its start to the command's end; `None` when the node goes away before, or takes too long.
@@ -201,6 +211,21 @@ impl Output {
                 return;
             }
         }
+    }
+}
+
+/// Asks the emulator, if it still runs, what its machine does.
+fn show_state(mut monitor: UnixStream) {
+    let mut answer = Vec::new();
+    let asked = monitor
+        .write_all(b"info status\ninfo registers\n")
+        .and_then(|()| monitor.set_read_timeout(Some(QUIET)));
+    if asked.is_ok() {
+        // It never ends the stream; what came until it fell silent is the answer.
+        let _ = monitor.read_to_end(&mut answer);
+    }
+    for line in String::from_utf8_lossy(&answer).lines() {
+        eprintln!("node state: {}", line.trim_end());
     }
 }
 

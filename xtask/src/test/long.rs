@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::{NodeArgs, Nodes};
+use super::{LONG_LIMIT, NodeArgs, Nodes};
 use crate::node::Containerd;
 use crate::{process, workspace};
 
@@ -42,7 +42,7 @@ pub fn run(args: &NodeArgs) -> Result<()> {
             } else {
                 ["--long", "--exact", name].map(str::to_owned).to_vec()
             };
-            if nodes.run_suite(containerd, &arguments)? == 0 {
+            if nodes.run_suite(containerd, &arguments, LONG_LIMIT)? == 0 {
                 record.pass(&commit)?;
             } else {
                 failed.push(name.as_str());

@@ -17,8 +17,11 @@ use crate::process;
 use crate::progress::Step;
 use crate::{dist, packages, workspace};
 
-/// No suite takes this long: a node that is not done by then hangs, and its console tells more than waiting would.
-const SUITE_LIMIT: Duration = Duration::from_secs(60 * 60);
+/// What every change is tested with never takes this long: a node that is not done by then hangs, and its console tells more than waiting
+/// would.
+const GATE_LIMIT: Duration = Duration::from_secs(45 * 60);
+/// The same for a run of long tests.
+const LONG_LIMIT: Duration = Duration::from_secs(120 * 60);
 
 /// `cargo xtask test …`; everything but the long tests without a word more.
 #[derive(Args)]
@@ -116,7 +119,7 @@ fn node_suite(args: &NodeArgs) -> Result<()> {
         if shares {
             arguments.extend(["--share".to_owned(), containerd.number().to_string()]);
         }
-        if nodes.run_suite(containerd, &arguments)? != 0 {
+        if nodes.run_suite(containerd, &arguments, GATE_LIMIT)? != 0 {
             bail!(
                 "the node suite failed under containerd {}",
                 containerd.version()
@@ -182,10 +185,15 @@ impl Nodes {
     }
 
     /// Runs the suite in a node and returns its exit code.
-    fn run_suite(&self, containerd: Containerd, arguments: &[String]) -> Result<u8> {
+    fn run_suite(
+        &self,
+        containerd: Containerd,
+        arguments: &[String],
+        limit: Duration,
+    ) -> Result<u8> {
         let mut options = NodeOptions::new(containerd, self.release.clone());
         options.is_one_of_several = self.versions.len() > 1;
-        options.limit = Some(SUITE_LIMIT);
+        options.limit = Some(limit);
         options.machines = true;
         options.variables.clone_from(&self.variables);
         // A release has no bzImage, yet machines boot those, too.

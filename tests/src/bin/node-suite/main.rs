@@ -32,12 +32,14 @@ mod security;
 mod selection;
 mod statistics;
 mod streams;
+mod times;
 mod vm;
 mod volumes;
 mod watch;
 
 use case::Case;
 use selection::Selection;
+use times::Time;
 use watch::Watch;
 
 fn cases() -> Vec<Case> {
@@ -93,12 +95,15 @@ fn main() -> ExitCode {
         .choose(all)
         .map(|(name, case)| trial(name, case))
         .collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    times::show_longest();
+    conclusion.exit_code()
 }
 
 fn trial(name: String, case: Case) -> Trial {
     Trial::test(name.clone(), move || {
         let _watch = Watch::start(&name, case.tier.limit());
+        let _time = Time::start(&name);
         case.run()
             .map_err(|error| Failed::from(format!("{error:#}")))
     })

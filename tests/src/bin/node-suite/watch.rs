@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The exit code of a suite that was ended.
 const FAILED: i32 = 101;
+/// So long it may take to say where everything stands.
+const SHOW_LIMIT: Duration = Duration::from_secs(60);
 /// Sleeping threads of these programs are shown; of all others only those that the kernel holds.
 const PROGRAMS: [&str; 3] = ["containerd-shim", "podvisor", "node-suite"];
 
@@ -25,7 +27,12 @@ impl Watch {
         thread::spawn(move || {
             if end.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 eprintln!("\n{name} has not ended in {limit:?}; the node's threads:");
-                show_threads();
+                // What hangs may hold up who looks at it as well.
+                let shown = thread::spawn(show_threads);
+                let latest = Instant::now() + SHOW_LIMIT;
+                while !shown.is_finished() && Instant::now() < latest {
+                    thread::sleep(Duration::from_millis(100));
+                }
                 exit(FAILED);
             }
         });
