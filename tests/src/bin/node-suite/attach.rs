@@ -49,9 +49,7 @@ fn attach(pod: &Pod<'_>) -> Result<()> {
         session.wait_for(STDOUT, &format!("out {line}\n"))?;
         session.wait_for(STDERR, &format!("err {line}\n"))?;
     }
-    logged(&lines, "out one\nout two\n")?;
-    let log = lines.log()?;
-    ensure!(log.stderr == "err one\nerr two\n", "{log:?}");
+    logged(&lines, "out one\nout two\n", "err one\nerr two\n")?;
     attach_once(pod)?;
     attach_to_terminal(pod)
 }
@@ -69,15 +67,18 @@ fn attach_once(pod: &Pod<'_>) -> Result<()> {
     drop(session);
     let status = once.wait(Duration::from_secs(30))?;
     ensure!(status.exit_code == 6, "exit code {}", status.exit_code);
-    logged(&once, "text\nend\n")
+    logged(&once, "text\nend\n", "")
 }
 
-/// Waits until a container's log has this output, and no other: containerd serves attachments and log apart.
-fn logged(container: &Container<'_, '_>, output: &str) -> Result<()> {
+/// Waits until a container's log has these streams, and nothing else: containerd serves attachments and log apart.
+fn logged(container: &Container<'_, '_>, stdout: &str, stderr: &str) -> Result<()> {
     wait::until(
-        &format!("{output:?} in the log"),
+        &format!("{stdout:?} and {stderr:?} in the log"),
         Duration::from_secs(20),
-        || Ok((container.log()?.stdout == output).then_some(())),
+        || {
+            let log = container.log()?;
+            Ok((log.stdout == stdout && log.stderr == stderr).then_some(()))
+        },
     )
 }
 
