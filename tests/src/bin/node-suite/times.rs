@@ -30,9 +30,12 @@ impl Drop for Time<'_> {
     }
 }
 
-/// Lists the longest cases, and what all took together.
+/// Lists the longest cases, and what all took together; nothing when none ran.
 pub fn show_longest() {
     let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if times.is_empty() {
+        return;
+    }
     times.sort_unstable_by(|one, other| other.cmp(one));
     let all: Duration = times.iter().map(|(time, _)| time).sum();
     for (time, name) in times.iter().take(SHOWN) {
