@@ -160,8 +160,10 @@ impl Restarter {
         set_entry(&cells, entry)?;
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         tracing::info!(?cause, count, "the guest starts over");
-        (self.events)(VmEvent::Restarted { cause, count });
+        // In this order: who hears of it may want another reset at once. The machine's end is
+        // told later in any case, for this thread has not left.
         self.control.reset_done();
+        (self.events)(VmEvent::Restarted { cause, count });
         Ok(())
     }
 }

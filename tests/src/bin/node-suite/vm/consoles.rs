@@ -203,7 +203,7 @@ fn places() -> Result<()> {
         slot.address = address.map(PciSlot::try_from).transpose()?;
         Ok::<_, anyhow::Error>(slot)
     };
-    let script = "echo bus $(ls /sys/bus/pci/devices) end
+    let script = "echo places $(ls /sys/bus/pci/devices) end
 head -c 8 /dev/hwrng | wc -c | sed 's/^/random /'; poweroff -f";
     let devices = vec![
         device("a", None)?,
@@ -211,7 +211,7 @@ head -c 8 /dev/hwrng | wc -c | sed 's/^/random /'; poweroff -f";
         device("c", Some(1))?,
     ];
     let guest = Guest::new(script)?.devices(devices).start()?;
-    let line = guest.line("bus ")?;
+    let line = guest.line("places ")?;
     ensure!(
         line == "0000:00:00.0 0000:00:01.0 0000:00:02.0 0000:00:1f.0 end",
         "{line}"

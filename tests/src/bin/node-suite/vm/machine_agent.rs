@@ -7,8 +7,8 @@ use podvisor_proto::agent::v1::boot_source::Kind as BootFrom;
 use podvisor_proto::agent::v1::event::Kind;
 use podvisor_proto::agent::v1::{
     AgentClient, CreateContainerRequest, CreateExecRequest, DeleteProcessRequest, GuestKind,
-    NextEventsRequest, ProcessExited, ResizeTerminalRequest, SandboxStatsRequest, ShutdownRequest,
-    SignalProcessRequest, StartProcessRequest, Stdio,
+    NextEventsRequest, ProcessExited, SandboxStatsRequest, ShutdownRequest, SignalProcessRequest,
+    StartProcessRequest, Stdio,
 };
 use podvisor_proto::ttrpc::{Code, Status};
 use podvisor_tests::vsock;
@@ -225,10 +225,7 @@ fn refusals(machine: &mut Machine) -> Result<()> {
         let container = agent
             .create_container(CreateContainerRequest::default())
             .await;
-        let resized = agent
-            .resize_terminal(ResizeTerminalRequest::default())
-            .await;
-        for refused in [of_init.map(drop), container.map(drop), resized.map(drop)] {
+        for refused in [of_init.map(drop), container.map(drop)] {
             ensure!(
                 matches!(&refused, Err(status) if status.code() == Code::FailedPrecondition),
                 "{refused:?}"

@@ -29,7 +29,7 @@ pub fn cases() -> Vec<Case> {
 const TOPOLOGY_REPORT: &str = "cd /sys/devices/system/cpu
 for cpu in cpu[0-9]*; do cd $cpu/topology
 echo shape $cpu $(cat physical_package_id) $(cat core_id) $(cat thread_siblings_list); cd ../..; done
-echo done; sleep 1000";
+echo all shapes; sleep 1000";
 
 fn topology() -> Result<()> {
     let topology: Topology = "2:3:2".parse()?;
@@ -39,7 +39,7 @@ fn topology() -> Result<()> {
     let guest = guest
         .with(|config| config.processors = processors)
         .start()?;
-    guest.line("done")?;
+    guest.line("all shapes")?;
     let console = guest.console();
     for index in 0..12 {
         let (package, core, first) = (index / 6, index / 2 % 3, index / 2 * 2);

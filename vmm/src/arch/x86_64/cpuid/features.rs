@@ -17,7 +17,8 @@ enum Register {
 /// What a level does with a feature. What is not in the table, no level has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
-    /// All levels have it: what 64-bit kernels take for granted.
+    /// All levels have it: what 64-bit kernels take for granted. Nothing that only 16-bit programs
+    /// want (`vme`): not every host has that.
     Always,
     /// Levels from this one on have it.
     From(CpuLevel),
@@ -49,7 +50,6 @@ const GROUPS: &[Group] = &[
         Edx,
         &[
             (0, "fpu", Always),
-            (1, "vme", Always),
             (2, "de", Always),
             (3, "pse", Always),
             (4, "tsc", Always),
