@@ -5,13 +5,12 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use podvisor_annotations::value::guest::ConsoleKind;
 use podvisor_devices::console::{ConsoleReader, ReaderConfig, Terminal, WhenFull};
 use podvisor_devices::event_loop::EventLoop;
 use podvisor_devices::fs::{
-    CachePolicy, ExportError, ExportOptions, Exports, FsConfig, FsTag, VirtioFs, Writes,
+    ExportError, ExportOptions, Exports, FsConfig, FsTag, VirtioFs, Writes,
 };
 use podvisor_devices::net::{MacAddress, Mtu, Net, NetConfig};
 use podvisor_devices::virtio::VirtioDevice;
@@ -49,8 +48,6 @@ const TRANSCRIPT: ReaderConfig = ReaderConfig {
     capacity: 256 << 10,
     when_full: WhenFull::Hold,
 };
-/// How long a machine may trust what it knows of a folder that others change as well.
-const SHARED_CACHE: Duration = Duration::from_secs(1);
 
 /// Starts machines on KVM.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,7 +68,10 @@ impl Launcher for KvmLauncher {
             io.clone(),
         )
         .map_err(device("vsock"))?;
-        let mut devices = vec![slot("vsock", vsock), slot("fs", file_system(&exports)?)];
+        let mut devices = vec![slot("vsock", vsock)];
+        if shares_files(&plan) {
+            devices.push(slot("fs", file_system(&exports)?));
+        }
         let terminal = Terminal::new();
         let ExtraDevices { slots, balloon } = plan.extras.devices(&io, &terminal)?;
         devices.extend(slots);
@@ -159,22 +159,16 @@ fn kernel_args(vcpus: Vcpus, more: &[String]) -> Result<KernelArgs, ConfigError>
     KernelArgs::new(&words.join(" "))
 }
 
+/// Whether a machine has a file system of its host's: one of containers gets its files by it, another
+/// what it shares from its start on.
+fn shares_files(plan: &MachinePlan) -> bool {
+    plan.pet.as_ref().is_none_or(|pet| !pet.shares.is_empty())
+}
+
 /// Gives a machine its own disks and its host's folders.
 fn attach(pet: PetParts, exports: &Exports) -> Result<Vec<DeviceSlot>, LaunchError> {
     for share in pet.shares {
-        let options = ExportOptions {
-            writes: if share.read_only {
-                Writes::Nothing
-            } else {
-                Writes::Everything
-            },
-            cache: if share.is_private {
-                CachePolicy::Always
-            } else {
-                CachePolicy::Bounded(SHARED_CACHE)
-            },
-        };
-        let added = exports.add(&share.name, share.folder, options);
+        let added = exports.add(&share.name, share.folder, share.options);
         added.map_err(device("fs"))?;
     }
     let mut threads = DiskThreads::default();

@@ -11,7 +11,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::create::{ContainerPlan, root_folder};
 use super::error::{TaskError, chain};
 use super::pet::{PetNews, Started};
+use super::pet_mounts;
 use super::pet_plan::{PetPlan, complete};
+use super::pet_volumes::MachineVolume;
 use super::plan::PodPlan;
 use super::request::Reply;
 use super::work::{self, Message, Outbox};
@@ -129,7 +131,7 @@ async fn run(
     } = prepared;
     let mut ends = ConsoleEnds::open(&stdio)?;
     for note in &plan.notes {
-        tracing::warn!(note, "the machine's disk");
+        tracing::info!(note, "of the machine");
         ends.say(note).await;
     }
     if plan.disks.is_to_be_filled()
@@ -162,6 +164,7 @@ async fn launch(
         network,
         stage,
         machine,
+        volumes,
         seed,
         identity,
         ..
@@ -221,6 +224,7 @@ async fn launch(
         ended: ended.clone(),
         restarts,
         stage,
+        volumes,
         epoch,
         out: out.clone(),
     };
@@ -293,6 +297,7 @@ struct Life {
     ended: watch::Receiver<Option<EndReason>>,
     restarts: watch::Receiver<u64>,
     stage: BootStage,
+    volumes: Vec<MachineVolume>,
     epoch: u64,
     out: Outbox,
 }
@@ -305,6 +310,8 @@ impl Life {
                 agent = self.stage.agent(&*self.machine) => {
                     match agent {
                         Ok(agent) => {
+                            // Before anybody's command runs in it.
+                            let _followers = pet_mounts::mount(&self.volumes, &agent).await;
                             self.tell(PetNews::Agent(agent.clone()));
                             let followed = work::pass_on_events(&agent, &self.out);
                             tokio::select! {
