@@ -69,7 +69,7 @@ impl Launcher for KvmLauncher {
         )
         .map_err(device("vsock"))?;
         let mut devices = vec![slot("vsock", vsock)];
-        if shares_files(&plan) {
+        if plan.pet.is_none() {
             devices.push(slot("fs", file_system(&exports)?));
         }
         let terminal = Terminal::new();
@@ -159,23 +159,21 @@ fn kernel_args(vcpus: Vcpus, more: &[String]) -> Result<KernelArgs, ConfigError>
     KernelArgs::new(&words.join(" "))
 }
 
-/// Whether a machine has a file system of its host's: one of containers gets its files by it, another
-/// what it shares from its start on.
-fn shares_files(plan: &MachinePlan) -> bool {
-    plan.pet.as_ref().is_none_or(|pet| !pet.shares.is_empty())
-}
-
-/// Gives a machine its own disks and its host's folders.
+/// Gives a machine its own disks and, where there is something to share, its host's folders.
 fn attach(pet: PetParts, exports: &Exports) -> Result<Vec<DeviceSlot>, LaunchError> {
+    let mut threads = DiskThreads::default();
+    let disks = pet.disks.into_iter();
+    let disks = disks.map(|disk| threads.slot(disk).map_err(device("disk")));
+    let mut devices = disks.collect::<Result<Vec<_>, _>>()?;
+    if !pet.shares.is_empty() {
+        // Last: other devices have the same places with it and without.
+        devices.push(slot("fs", file_system(exports)?));
+    }
     for share in pet.shares {
         let added = exports.add(&share.name, share.folder, share.options);
         added.map_err(device("fs"))?;
     }
-    let mut threads = DiskThreads::default();
-    let disks = pet.disks.into_iter();
-    disks
-        .map(|disk| threads.slot(disk).map_err(device("disk")))
-        .collect()
+    Ok(devices)
 }
 
 /// Tells what happens to a machine.

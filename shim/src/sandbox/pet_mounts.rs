@@ -8,6 +8,11 @@ use super::mirror;
 use super::pet_volumes::{Content, MachineVolume};
 use super::volumes::memory_volume;
 
+/// How often it is logged that volumes are not mounted: the machine can have it happen at will.
+const COMPLAINTS_MAX: u32 = 16;
+/// Characters of what is logged then.
+const COMPLAINT_LEN_MAX: usize = 1000;
+
 /// Keeps the machine's copies equal while this lives.
 #[derive(Default)]
 pub(super) struct Followers(Vec<AbortHandle>);
@@ -20,20 +25,52 @@ impl Drop for Followers {
     }
 }
 
-/// Mounts `volumes` at their places. One that cannot be mounted leaves the others alone: the machine
-/// goes on without it, and says so on its console.
-pub(super) async fn mount(volumes: &[MachineVolume], agent: &AgentClient) -> Followers {
-    let mut followers = Followers::default();
-    if volumes.is_empty() {
-        return followers;
+/// A machine's volumes, and how often they were not all mounted.
+pub(super) struct Mounts {
+    volumes: Vec<MachineVolume>,
+    complaints: u32,
+}
+
+impl Mounts {
+    /// Volumes that are nowhere yet.
+    pub fn new(volumes: Vec<MachineVolume>) -> Self {
+        Self {
+            volumes,
+            complaints: 0,
+        }
     }
+
+    /// Mounts them at their places. What cannot be mounted leaves the others alone: the machine goes
+    /// on without it, and says so on its console.
+    pub async fn mount(&mut self, agent: &AgentClient) -> Followers {
+        if self.volumes.is_empty() {
+            return Followers::default();
+        }
+        let (followers, failures) = mount(&self.volumes, agent).await;
+        if !failures.is_empty() && self.complaints < COMPLAINTS_MAX {
+            self.complaints += 1;
+            let failures = shortened(&failures.join("; "));
+            tracing::error!(failures, "volumes of the machine are not mounted");
+        }
+        followers
+    }
+}
+
+/// What of a machine's own words is logged.
+fn shortened(text: &str) -> String {
+    let shown = text.chars().filter(|c| !c.is_control());
+    shown.take(COMPLAINT_LEN_MAX).collect()
+}
+
+/// Mounts volumes; yields what is wrong with those that are not mounted.
+async fn mount(volumes: &[MachineVolume], agent: &AgentClient) -> (Followers, Vec<String>) {
+    let (mut followers, mut failures) = (Followers::default(), Vec::new());
     let mut request = MountVolumesRequest::default();
     for volume in volumes {
         let source = match prepare(volume, agent, &mut followers).await {
             Ok(source) => source,
             Err(error) => {
-                let target = &volume.target;
-                tracing::error!(target, error = chain(&error), "a machine's volume");
+                failures.push(format!("{}: {}", volume.target, chain(&error)));
                 continue;
             }
         };
@@ -44,14 +81,10 @@ pub(super) async fn mount(volumes: &[MachineVolume], agent: &AgentClient) -> Fol
         });
     }
     match agent.mount_volumes(request).await {
-        Ok(mounted) => {
-            for failure in mounted.failures {
-                tracing::error!(failure, "a machine's volume is not mounted");
-            }
-        }
-        Err(status) => tracing::error!(%status, "a machine's volumes are not mounted"),
+        Ok(mounted) => failures.extend(mounted.failures),
+        Err(status) => failures.push(status.to_string()),
     }
-    followers
+    (followers, failures)
 }
 
 /// Has the machine make what is not shared with it; yields where it has the volume then.

@@ -11,9 +11,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::create::{ContainerPlan, root_folder};
 use super::error::{TaskError, chain};
 use super::pet::{PetNews, Started};
-use super::pet_mounts;
+use super::pet_mounts::Mounts;
 use super::pet_plan::{PetPlan, complete};
-use super::pet_volumes::MachineVolume;
 use super::plan::PodPlan;
 use super::request::Reply;
 use super::work::{self, Message, Outbox};
@@ -224,7 +223,7 @@ async fn launch(
         ended: ended.clone(),
         restarts,
         stage,
-        volumes,
+        mounts: Mounts::new(volumes),
         epoch,
         out: out.clone(),
     };
@@ -297,7 +296,7 @@ struct Life {
     ended: watch::Receiver<Option<EndReason>>,
     restarts: watch::Receiver<u64>,
     stage: BootStage,
-    volumes: Vec<MachineVolume>,
+    mounts: Mounts,
     epoch: u64,
     out: Outbox,
 }
@@ -311,7 +310,7 @@ impl Life {
                     match agent {
                         Ok(agent) => {
                             // Before anybody's command runs in it.
-                            let _followers = pet_mounts::mount(&self.volumes, &agent).await;
+                            let _followers = self.mounts.mount(&agent).await;
                             self.tell(PetNews::Agent(agent.clone()));
                             let followed = work::pass_on_events(&agent, &self.out);
                             tokio::select! {
