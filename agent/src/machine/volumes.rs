@@ -162,6 +162,8 @@ fn is_mounted(folder: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use podvisor_proto::agent::v1::VolumeEntry;
+
     use super::*;
 
     #[test]
@@ -192,6 +194,81 @@ mod tests {
         assert_eq!(failures.len(), 2);
         assert!(failures[0].contains("one: "), "{failures:?}");
         assert!(!root.path().join("one").exists(), "made for nothing");
+    }
+
+    /// Gives the thread mounts of its own, with an empty /run.
+    fn enter_mount_namespace() {
+        let flags = rustix::thread::UnshareFlags::NEWNS;
+        // SAFETY: this changes nothing but where this thread's mounts are seen.
+        unsafe { rustix::thread::unshare_unsafe(flags) }.unwrap();
+        let private = rustix::mount::MountPropagationFlags::PRIVATE
+            | rustix::mount::MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).unwrap();
+        mount("run", "/run", "tmpfs", MountFlags::empty(), c"").unwrap();
+    }
+
+    fn entry(path: &str, mode: u32, data: &str) -> VolumeEntry {
+        VolumeEntry {
+            path: path.to_owned(),
+            mode,
+            data: data.into(),
+            ..VolumeEntry::default()
+        }
+    }
+
+    fn mounted_at(place: &Path) -> Vec<String> {
+        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let place = format!(" {} ", place.display());
+        let at_place = table.lines().filter(|line| line.contains(&place));
+        at_place.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn copies_and_memory_are_bound_once_with_what_they_allow() {
+        let root = tempfile::tempdir().unwrap();
+        enter_mount_namespace();
+        let copy = |value| ApplyVolumeRequest {
+            volume_id: "config".to_owned(),
+            entries: vec![entry("", 0o40755, ""), entry("key", 0o100_644, value)],
+        };
+        apply(&copy("one")).unwrap();
+        let memory = MakeVolumeRequest {
+            volume_id: "scratch".to_owned(),
+            size_bytes: 1 << 20,
+            root: Some(podvisor_proto::agent::v1::Ownership {
+                mode: 0o777,
+                ..Default::default()
+            }),
+            ..MakeVolumeRequest::default()
+        };
+        make(&memory).unwrap();
+        let (config, scratch) = (root.path().join("etc/app"), root.path().join("scratch"));
+        let mounts = [
+            (format!("{MIRROR_DIR}/config"), &config, true),
+            (format!("{MEMORY_DIR}/scratch"), &scratch, false),
+        ]
+        .map(|(source, target, read_only)| VolumeMount {
+            source,
+            target: target.display().to_string(),
+            read_only,
+        });
+        // As by an agent that was started once more.
+        for _ in 0..2 {
+            assert_eq!(mount_all(&mounts), [] as [String; 0]);
+            make(&memory).unwrap();
+        }
+        assert!(Path::new(VOLUMES_MOUNTED).exists());
+        let [table] = mounted_at(&config).try_into().unwrap();
+        assert!(table.contains(" ro,nosuid,nodev"), "{table}");
+        let [table] = mounted_at(&scratch).try_into().unwrap();
+        assert!(table.contains(" rw,nosuid,nodev") && table.contains("size=1024k"));
+        let write = fs::write(config.join("new"), "").unwrap_err();
+        assert_eq!(write.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        fs::write(scratch.join("new"), "").unwrap();
+        apply(&copy("two")).unwrap();
+        assert_eq!(fs::read_to_string(config.join("key")).unwrap(), "two");
+        let private = fs::metadata(MIRROR_DIR).unwrap().mode() & 0o777;
+        assert_eq!(private, OWN_MODE, "who may read goes by the place");
     }
 
     #[test]
