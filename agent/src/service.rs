@@ -180,6 +180,11 @@ impl Agent for AgentService {
         Ok(RemoveVolumeResponse {})
     }
 
+    async fn mount_volumes(&self, _: MountVolumesRequest) -> Result<MountVolumesResponse, Status> {
+        let message = "this guest runs containers, which mount volumes themselves";
+        Err(Status::failed_precondition(message))
+    }
+
     async fn create_container(
         &self,
         request: CreateContainerRequest,

@@ -13,6 +13,9 @@ pub const AGENT_FOLDER: &str = "/run/podvisor/agent";
 /// The service's name where there is systemd.
 pub const UNIT_NAME: &str = "podvisor-agent.service";
 
+/// Is there once the agent has mounted the pod's volumes.
+pub const VOLUMES_MOUNTED: &str = "/run/podvisor/volumes-mounted";
+
 /// The service for systemd: early, and for as long as the machine runs.
 pub const UNIT: &str = "\
 [Unit]
@@ -60,6 +63,22 @@ fi
     )
 }
 
+/// Shell commands that wait until the agent has mounted the pod's volumes: what cloud-init runs next
+/// may look for them. A machine that cannot have them is not held up for long.
+#[must_use]
+pub fn wait_commands() -> String {
+    format!(
+        "\
+tries=0
+while [ ! -e {VOLUMES_MOUNTED} ] && [ $tries -lt 100 ]; do
+  sleep 0.2
+  tries=$((tries + 1))
+done
+[ -e {VOLUMES_MOUNTED} ] || echo 'the volumes of the pod are not there yet' >&2
+"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
@@ -81,7 +100,8 @@ mod tests {
             .spawn()
             .unwrap();
         let mut script = shell.stdin.take().unwrap();
-        script.write_all(start_commands().as_bytes()).unwrap();
+        let commands = start_commands() + &wait_commands();
+        script.write_all(commands.as_bytes()).unwrap();
         drop(script);
         assert!(shell.wait().unwrap().success());
     }

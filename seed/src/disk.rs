@@ -59,6 +59,8 @@ pub struct Label([u8; 11]);
 pub struct LabelError(String);
 
 impl Label {
+    /// That of a disk without a name.
+    pub const DISK: Self = Self(*b"DISK       ");
     /// The seed's own.
     pub(crate) const SEED: Self = Self(*b"CIDATA     ");
 }

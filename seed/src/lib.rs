@@ -17,9 +17,9 @@
 pub mod disk;
 mod environment;
 mod meta_data;
-mod mounts;
 pub mod network;
 mod network_config;
+mod resolv_conf;
 mod shell;
 mod user_data;
 pub mod vendor_data;
@@ -28,7 +28,6 @@ use thiserror::Error;
 
 pub use disk::{DiskError, DiskFile, Label, LabelError};
 pub use meta_data::{Identity, MetaDataError, instance_id};
-pub use mounts::{GuestMount, MountSource};
 pub use network::{Nic, Resolver, Route};
 pub use user_data::{UserData, UserDataError};
 pub use vendor_data::Agent;
@@ -51,8 +50,6 @@ pub struct Seed {
     pub resolver: Resolver,
     /// Variables of its container, for all that logs in.
     pub environment: Vec<(String, String)>,
-    /// Its pod's volumes.
-    pub mounts: Vec<GuestMount>,
     /// The agent that it is to run.
     pub agent: Option<Agent>,
 }
@@ -90,8 +87,8 @@ impl Seed {
                 .into_bytes(),
         };
         let meta_data = meta_data::of(&self.identity, self.user.meta_data.as_deref())?;
-        let vendor_data = vendor_data::of(&self.environment, &self.mounts, self.agent.as_ref())
-            .map_err(document("vendor-data"))?;
+        let vendor_data = vendor_data::of(&self.environment, &self.resolver, self.agent.as_ref());
+        let vendor_data = vendor_data.map_err(document("vendor-data"))?;
         let mut files = vec![
             DiskFile::new("meta-data", meta_data.as_bytes()),
             DiskFile::new("user-data", &self.user.user_data),
@@ -121,6 +118,7 @@ mod tests {
             agent: Some(Agent {
                 program: vec![0x7f; 3_000_000],
                 start: "exec true".into(),
+                wait: None,
             }),
             ..Seed::default()
         }

@@ -9,8 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
-use crate::mounts::GuestMount;
-use crate::{environment, mounts};
+use crate::network::Resolver;
+use crate::{environment, resolv_conf};
 
 /// Between the parts. None can have it: they are base64.
 const BOUNDARY: &str = "podvisor-part";
@@ -24,6 +24,8 @@ pub struct Agent {
     pub program: Vec<u8>,
     /// Shell commands that start it; run at every boot.
     pub start: String,
+    /// Shell commands that wait for what it sets up; run last.
+    pub wait: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -58,13 +60,13 @@ const CLOUD_CONFIG: CloudConfig = CloudConfig {
 /// The document.
 pub(crate) fn of(
     environment: &[(String, String)],
-    mounts: &[GuestMount],
+    resolver: &Resolver,
     agent: Option<&Agent>,
 ) -> Result<String, serde_json::Error> {
     // JSON is YAML, and has no surprises in it.
     let config = serde_json::to_string_pretty(&CLOUD_CONFIG)?;
     let config = format!("#cloud-config\n{config}\n");
-    let hook = hook(environment, mounts, agent);
+    let hook = hook(environment, resolver, agent);
     Ok(format!(
         "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=\"{BOUNDARY}\"\n\n\
          {}{}--{BOUNDARY}--\n",
@@ -74,16 +76,19 @@ pub(crate) fn of(
 }
 
 /// The boot hook. What fails in it leaves the rest alone.
-fn hook(environment: &[(String, String)], mounts: &[GuestMount], agent: Option<&Agent>) -> String {
+fn hook(environment: &[(String, String)], resolver: &Resolver, agent: Option<&Agent>) -> String {
     let mut script = "#cloud-boothook\n#!/bin/sh\n\
                       # What the pod says of this machine; from its seed disk, at every boot.\n"
         .to_owned();
     if let Some(agent) = agent {
-        // First: who cannot mount a volume may want to find out why.
+        // First: whatever else fails, there is a way to find out why.
         script += &format!("(\n{}\n)\n", agent.start.trim_end());
     }
     script += &environment::commands(environment);
-    script += &mounts::commands(mounts);
+    script += &resolv_conf::commands(resolver);
+    if let Some(wait) = agent.and_then(|agent| agent.wait.as_ref()) {
+        script += &format!("(\n{}\n)\n", wait.trim_end());
+    }
     script += "exit 0\n";
     script
 }
@@ -112,7 +117,7 @@ mod tests {
 
     #[test]
     fn parts_are_what_they_are_called() {
-        let document = of(&[], &[], None).unwrap();
+        let document = of(&[], &Resolver::default(), None).unwrap();
         let bodies: Vec<String> = document
             .split("--podvisor-part")
             .filter_map(|part| part.split_once("\n\n"))
@@ -132,8 +137,10 @@ mod tests {
         let agent = Agent {
             program: Vec::new(),
             start: "echo started\nexit 3".into(),
+            wait: Some("echo waited\nexit 4".into()),
         };
-        let script = hook(&[], &[], Some(&agent));
+        let script = hook(&[], &Resolver::default(), Some(&agent));
+        assert!(script.ends_with("(\necho waited\nexit 4\n)\nexit 0\n"));
         // All that follows the agent's part is replaced: it would change this machine.
         let (head, _) = script.split_once("mkdir").unwrap();
         let run = Command::new("sh")

@@ -128,6 +128,7 @@ impl Agent for BootService {
         find_disk(FindDiskRequest) -> FindDiskResponse;
         release_disk(ReleaseDiskRequest) -> ReleaseDiskResponse;
         remove_volume(RemoveVolumeRequest) -> RemoveVolumeResponse;
+        mount_volumes(MountVolumesRequest) -> MountVolumesResponse;
         create_container(CreateContainerRequest) -> CreateContainerResponse;
         create_exec(CreateExecRequest) -> CreateExecResponse;
         start_process(StartProcessRequest) -> StartProcessResponse;

@@ -1,5 +1,6 @@
-//! The agent as a service of a machine: it runs processes beside what the machine runs itself, in
-//! the machine's own namespaces, and carries streams and ports as in any guest.
+//! The agent as a service of a machine: it gives the pod's volumes their places, runs processes
+//! beside what the machine runs itself, in the machine's own namespaces, and carries streams and
+//! ports as in any guest.
 //!
 //! The host hears of it by its report on the ready port. The report is made again whenever the
 //! host's connection has gone.
@@ -11,6 +12,7 @@ mod report;
 mod service;
 mod transport;
 mod usage;
+mod volumes;
 
 pub use account::Account;
 

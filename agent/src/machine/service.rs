@@ -9,7 +9,7 @@ use prost::Message as _;
 
 use super::account::PATH;
 use super::processes::Processes;
-use super::usage;
+use super::{usage, volumes};
 use crate::container::ProcessKey;
 use crate::refuse::refuse;
 use crate::sandbox;
@@ -112,6 +112,35 @@ impl Agent for MachineService {
         Ok(SetClockResponse {})
     }
 
+    async fn apply_volume(
+        &self,
+        request: ApplyVolumeRequest,
+    ) -> Result<ApplyVolumeResponse, Status> {
+        volumes::apply(&request)?;
+        Ok(ApplyVolumeResponse {})
+    }
+
+    async fn make_volume(&self, request: MakeVolumeRequest) -> Result<MakeVolumeResponse, Status> {
+        volumes::make(&request)?;
+        Ok(MakeVolumeResponse {})
+    }
+
+    async fn remove_volume(
+        &self,
+        request: RemoveVolumeRequest,
+    ) -> Result<RemoveVolumeResponse, Status> {
+        crate::volumes::remove(&request.volume_id)?;
+        Ok(RemoveVolumeResponse {})
+    }
+
+    async fn mount_volumes(
+        &self,
+        request: MountVolumesRequest,
+    ) -> Result<MountVolumesResponse, Status> {
+        let failures = volumes::mount_all(&request.mounts);
+        Ok(MountVolumesResponse { failures })
+    }
+
     async fn next_events(&self, request: NextEventsRequest) -> Result<NextEventsResponse, Status> {
         let events = self.processes.events.next(request.after).await;
         Ok(NextEventsResponse { events })
@@ -132,11 +161,8 @@ impl Agent for MachineService {
     refuse! { "this pod is a machine" =>
         configure_sandbox(ConfigureSandboxRequest) -> ConfigureSandboxResponse;
         configure_network(ConfigureNetworkRequest) -> ConfigureNetworkResponse;
-        apply_volume(ApplyVolumeRequest) -> ApplyVolumeResponse;
-        make_volume(MakeVolumeRequest) -> MakeVolumeResponse;
         find_disk(FindDiskRequest) -> FindDiskResponse;
         release_disk(ReleaseDiskRequest) -> ReleaseDiskResponse;
-        remove_volume(RemoveVolumeRequest) -> RemoveVolumeResponse;
         create_container(CreateContainerRequest) -> CreateContainerResponse;
         update_container(UpdateContainerRequest) -> UpdateContainerResponse;
         pause_container(PauseContainerRequest) -> PauseContainerResponse;

@@ -76,13 +76,13 @@ impl Disk {
         Field::required(
             "path",
             VolumePath::KIND,
-            "the volume's devicePath or mountPath; `/` is the machine's own disk",
+            "the volume's devicePath or mountPath; `/` is the machine's own disk; a ConfigMap, Secret, downward API or projected volume is a FAT disk of its files, read-only",
         ),
         Field::optional("ro", Kind::Switch, "the guest can only read it"),
         Field::optional(
             "serial",
             DiskSerial::KIND,
-            "serial number: /dev/disk/by-id/virtio-SERIAL; default: made of the pod's identity and the path",
+            "serial number: /dev/disk/by-id/virtio-SERIAL; default: `boot`, `disk0` and so on, or a mountPath's last word",
         ),
         Field::optional(
             "pci",

@@ -9,7 +9,7 @@ use super::exports::Exports;
 use super::fuse::FuseServer;
 use super::pool::{Pool, ThreadStart};
 use super::session::Session;
-use crate::virtio::{ActivateError, Activation, DeviceType, QueueHandle, VirtioDevice};
+use crate::virtio::{ActivateError, Activation, DeviceType, QueueHandle, Reset, VirtioDevice};
 
 /// The length of the tag in the configuration space, in bytes.
 const TAG_LEN: usize = 36;
@@ -162,5 +162,11 @@ impl VirtioDevice for VirtioFs {
 
     fn deactivate(&mut self) -> Vec<QueueHandle> {
         self.pool.end()
+    }
+
+    fn reset(&mut self, _: Reset) {
+        // A kernel that was reset, or replaced by another one, has unmounted nothing. What it had
+        // open on the host is closed now, not when the next one mounts the file system, if it does.
+        self.server.forget_guest();
     }
 }

@@ -39,6 +39,11 @@ impl FuseServer {
         }
     }
 
+    /// Lets go of all that the guest knows and has open.
+    pub fn forget_guest(&self) {
+        self.tree.forget_guest();
+    }
+
     /// Has a request answered into its buffers; how many bytes the answer has.
     pub fn answer(&self, memory: &GuestMemoryMmap<()>, chain: Chain<'_>) -> u32 {
         let buffers = (

@@ -5,13 +5,12 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use podvisor_annotations::value::guest::ConsoleKind;
 use podvisor_devices::console::{ConsoleReader, ReaderConfig, Terminal, WhenFull};
 use podvisor_devices::event_loop::EventLoop;
 use podvisor_devices::fs::{
-    CachePolicy, ExportError, ExportOptions, Exports, FsConfig, FsTag, VirtioFs, Writes,
+    ExportError, ExportOptions, Exports, FsConfig, FsTag, VirtioFs, Writes,
 };
 use podvisor_devices::net::{MacAddress, Mtu, Net, NetConfig};
 use podvisor_devices::virtio::VirtioDevice;
@@ -49,8 +48,6 @@ const TRANSCRIPT: ReaderConfig = ReaderConfig {
     capacity: 256 << 10,
     when_full: WhenFull::Hold,
 };
-/// How long a machine may trust what it knows of a folder that others change as well.
-const SHARED_CACHE: Duration = Duration::from_secs(1);
 
 /// Starts machines on KVM.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,7 +68,10 @@ impl Launcher for KvmLauncher {
             io.clone(),
         )
         .map_err(device("vsock"))?;
-        let mut devices = vec![slot("vsock", vsock), slot("fs", file_system(&exports)?)];
+        let mut devices = vec![slot("vsock", vsock)];
+        if plan.pet.is_none() {
+            devices.push(slot("fs", file_system(&exports)?));
+        }
         let terminal = Terminal::new();
         let ExtraDevices { slots, balloon } = plan.extras.devices(&io, &terminal)?;
         devices.extend(slots);
@@ -159,29 +159,21 @@ fn kernel_args(vcpus: Vcpus, more: &[String]) -> Result<KernelArgs, ConfigError>
     KernelArgs::new(&words.join(" "))
 }
 
-/// Gives a machine its own disks and its host's folders.
+/// Gives a machine its own disks and, where there is something to share, its host's folders.
 fn attach(pet: PetParts, exports: &Exports) -> Result<Vec<DeviceSlot>, LaunchError> {
-    for share in pet.shares {
-        let options = ExportOptions {
-            writes: if share.read_only {
-                Writes::Nothing
-            } else {
-                Writes::Everything
-            },
-            cache: if share.is_private {
-                CachePolicy::Always
-            } else {
-                CachePolicy::Bounded(SHARED_CACHE)
-            },
-        };
-        let added = exports.add(&share.name, share.folder, options);
-        added.map_err(device("fs"))?;
-    }
     let mut threads = DiskThreads::default();
     let disks = pet.disks.into_iter();
-    disks
-        .map(|disk| threads.slot(disk).map_err(device("disk")))
-        .collect()
+    let disks = disks.map(|disk| threads.slot(disk).map_err(device("disk")));
+    let mut devices = disks.collect::<Result<Vec<_>, _>>()?;
+    if !pet.shares.is_empty() {
+        // Last: other devices have the same places with it and without.
+        devices.push(slot("fs", file_system(exports)?));
+    }
+    for share in pet.shares {
+        let added = exports.add(&share.name, share.folder, share.options);
+        added.map_err(device("fs"))?;
+    }
+    Ok(devices)
 }
 
 /// Tells what happens to a machine.

@@ -166,10 +166,8 @@ pub struct SharedFolder {
     pub name: String,
     /// What lies there (`O_PATH`).
     pub folder: OwnedFd,
-    /// Whether the guest may not change it.
-    pub read_only: bool,
-    /// Whether nobody else does.
-    pub is_private: bool,
+    /// What the guest may do with it.
+    pub options: ExportOptions,
 }
 
 /// A machine that was started.

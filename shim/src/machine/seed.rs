@@ -1,17 +1,17 @@
 //! What a machine is told of itself by the disk that cloud-init reads: its pod's names, network and
 //! volumes, its user's data, and our agent.
 
+use std::ffi::CStr;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 use podvisor_annotations::value::cloud_init::CloudInit;
-use podvisor_seed::{
-    Agent, GuestMount, Identity, Nic, Resolver, Seed, SeedError, UserData, UserDataError,
-};
+use podvisor_proto::machine;
+use podvisor_seed::{Agent, Identity, Nic, Resolver, Seed, SeedError, UserData, UserDataError};
 use thiserror::Error;
 
 use super::image::entries;
@@ -36,8 +36,8 @@ pub struct SeedPlan {
     pub resolv_conf: String,
     /// Variables of its container.
     pub environment: Vec<(String, String)>,
-    /// Its pod's volumes.
-    pub mounts: Vec<GuestMount>,
+    /// Whether it has volumes, which the agent mounts.
+    pub has_volumes: bool,
     /// Our agent's program.
     pub agent: PathBuf,
 }
@@ -146,20 +146,25 @@ impl SeedPlan {
             nics,
             resolver: Resolver::parse(&self.resolv_conf),
             environment: self.environment,
-            mounts: self.mounts,
             agent: Some(Agent {
                 program,
-                start: podvisor_proto::machine::start_commands(),
+                start: machine::start_commands(),
+                wait: self.has_volumes.then(machine::wait_commands),
             }),
         };
         let content = seed.to_disk()?;
-        let file = in_memory(&content).map_err(SeedPlanError::Memory)?;
+        let file = in_memory(c"seed", &content).map_err(SeedPlanError::Memory)?;
         Ok((file, content.len() as u64))
     }
 }
 
-fn in_memory(content: &[u8]) -> io::Result<File> {
-    let mut file = File::from(memfd_create(c"seed", MFdFlags::MFD_CLOEXEC)?);
+/// A file of the process's own memory, positioned at its begin.
+///
+/// # Errors
+/// What the host says.
+pub fn in_memory(name: &CStr, content: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
     file.write_all(content)?;
+    file.rewind()?;
     Ok(file)
 }

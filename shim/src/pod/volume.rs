@@ -82,6 +82,11 @@ pub enum VolumeError {
     /// A character device.
     #[error("{0} is a device of the host, which a VM does not have")]
     CharacterDevice(PathBuf),
+    /// A place that a machine's own system has.
+    #[error(
+        "a volume there would hide the machine's own system: it can be mounted at a path of its own"
+    )]
+    SystemFolder,
 }
 
 /// Tells how a bind mount of `source` at `destination` reaches the guest.

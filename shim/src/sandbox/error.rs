@@ -27,6 +27,7 @@ use crate::pod::resources::ResourcesError;
 use crate::pod::sizing::SizeError;
 use crate::pod::volume::VolumeError;
 use crate::sandbox::mirror::MirrorError;
+use crate::sandbox::pet_file_disk::FileDiskError;
 
 /// Why a task's call fails.
 #[derive(Debug, Error)]
@@ -127,6 +128,14 @@ pub enum TaskError {
         destination: PathBuf,
         /// Why not.
         source: Box<TaskError>,
+    },
+    /// A volume cannot be a disk.
+    #[error("podvisor.io/disks: {path}")]
+    FileDisk {
+        /// Where the container would see it.
+        path: String,
+        /// Why not.
+        source: FileDiskError,
     },
     /// A disk cannot be given to the guest.
     #[error("cannot attach a disk")]

@@ -16,7 +16,9 @@ use podvisor_proto::agent::v1::{AgentClient, ApplyVolumeRequest, VolumeEntry};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdRegisterError};
+use tokio::task::AbortHandle;
 
+use super::error::TaskError;
 use crate::pod::users::UserMaps;
 
 /// Bytes and entries of a volume that still fit into one message to the agent (4 MiB) with ease;
@@ -179,7 +181,7 @@ impl Reader<'_> {
 }
 
 /// A watch on a volume's folder.
-pub struct Watch {
+struct Watch {
     inotify: AsyncFd<WatchFile>,
 }
 
@@ -203,7 +205,7 @@ impl Watch {
     ///
     /// # Errors
     /// [`MirrorError::Watch`].
-    pub fn new(folder: &Path) -> Result<Self, MirrorError> {
+    fn new(folder: &Path) -> Result<Self, MirrorError> {
         let failed = |source| MirrorError::Watch {
             path: folder.to_owned(),
             source,
@@ -243,8 +245,29 @@ impl Watch {
     }
 }
 
-/// Keeps the guest's copy equal until the task is aborted.
-pub async fn follow(watch: Watch, original: Original, volume_id: String, agent: AgentClient) {
+/// Copies a volume into the guest as `name`, and has the copy kept equal until the task is aborted.
+///
+/// # Errors
+/// [`TaskError::Mirror`], [`TaskError::Agent`].
+pub async fn begin(
+    original: Original,
+    name: &str,
+    agent: &AgentClient,
+) -> Result<AbortHandle, TaskError> {
+    // Watched before it is read: no change is missed.
+    let watch = Watch::new(&original.folder)?;
+    let entries = read_volume(&original)?;
+    let request = ApplyVolumeRequest {
+        volume_id: name.to_owned(),
+        entries,
+    };
+    agent.apply_volume(request).await?;
+    let follower = follow(watch, original, name.to_owned(), agent.clone());
+    Ok(tokio::spawn(follower).abort_handle())
+}
+
+/// Keeps the guest's copy equal.
+async fn follow(watch: Watch, original: Original, volume_id: String, agent: AgentClient) {
     while watch.changed().await.is_ok() {
         tokio::time::sleep(SETTLE).await;
         let entries = match read_volume(&original) {

@@ -3,22 +3,25 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::Spec;
 use podvisor_annotations::value::boot::BootDevice;
 use podvisor_annotations::value::disk::{CacheMode as Cache, Disk};
 use podvisor_annotations::value::guest::PowerAction;
+use podvisor_devices::fs::{CachePolicy, ExportOptions, Writes};
 use podvisor_devices::virtio::block::image::CacheMode;
 use podvisor_proto::agent::v1::boot_source::Kind as BootFrom;
 use podvisor_proto::agent::v1::{BootMachineRequest, BootSource};
-use podvisor_seed::{GuestMount, MountSource, Nic as SeedNic};
+use podvisor_seed::Nic as SeedNic;
 use podvisor_vmm::ResetPolicy;
 
 use super::error::TaskError;
+use super::pet_file_disk;
+use super::pet_volumes::{self, MachineVolume, VolumePlan};
 use super::plan::{PodPlan, kernel_args};
 use crate::guest::pet::BootStage;
 use crate::guest::pet_disk::{DiskOptions, PetDisk};
 use crate::guest::{MachinePlan, PetParts, SharedFolder};
-use crate::host::{DiskRequest, HostOps, VolumeRequest};
+use crate::host::{DiskRequest, HostOps};
 use crate::machine::disks::{
     BOOT_SERIAL, BootDisk, DiskSet, DisksError, OpenDisks, open_for_reading,
 };
@@ -28,21 +31,12 @@ use crate::machine::source::{DISK_FOLDER, Kind, Source, Volume};
 use crate::machine::store::{self, Found, Origin};
 use crate::pod::hardware;
 use crate::pod::network::PodNetwork;
-use crate::pod::users::UserMaps;
-use crate::pod::{Bundle, block_devices, volume};
+use crate::pod::{Bundle, block_devices};
 
 /// The export that a machine without a disk has its root on.
-const TREE: &str = "root";
+pub(super) const TREE: &str = "root";
 /// The seed disk's serial number.
-const SEED_SERIAL: &str = "podvisor-seed";
-/// What containers get mounted and machines have of their own.
-const OWN_FILES: [&str; 5] = [
-    "/etc/hosts",
-    "/etc/hostname",
-    "/etc/resolv.conf",
-    "/dev/shm",
-    "/dev/termination-log",
-];
+pub(super) const SEED_SERIAL: &str = "podvisor-seed";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where CRI tells an image's name, and who the pod is.
 const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
@@ -59,6 +53,8 @@ pub(super) struct PetPlan {
     pub stage: BootStage,
     /// What it consists of beside disks and cards.
     pub machine: MachinePlan,
+    /// Its pod's volumes.
+    pub volumes: Vec<MachineVolume>,
     /// What it is told of itself.
     pub seed: SeedPlan,
     /// What its transcript is to begin with.
@@ -99,57 +95,34 @@ impl PetPlan {
         let mut notes = Vec::new();
         let is_tree = source == Source::Tree;
         let boot_path = boot_path(&source);
-        let boot = input.boot_disk(source, bundle, &mut notes)?;
-        let disks = DiskSet {
-            boot,
+        let mut elsewhere = Vec::from_iter(boot_folder(&source));
+        let mut disks = DiskSet {
+            boot: input.boot_disk(source, bundle, &mut notes)?,
             others: input.other_disks()?,
         };
-        let (shares, mounts) = input.shares(is_tree)?;
-        let annotations = &pod.annotations;
-        let pet = PetParts {
-            disks: Vec::new(),
-            shares,
-            on_reset: policy(annotations.on_reboot.unwrap_or(PowerAction::Restart)),
-            on_poweroff: policy(annotations.on_poweroff.unwrap_or(PowerAction::Stop)),
-            generation: 0,
-            watchdog: annotations
-                .watchdog
-                .map(|limit| Duration::from_secs(limit.get().into())),
-        };
-        let size = pod.size(true)?;
-        let serial = identity.serial();
-        let smbios = hardware::smbios(&annotations.smbios, identity.uuid(), &serial)?;
-        let transparent = pod.config.transparent_huge_pages;
+        let annotated = pod.annotations.disks.as_slice();
+        elsewhere.extend(pet_file_disk::add(&mut disks, annotated, spec, boot_path)?);
+        let (mut shares, volumes) = VolumePlan::of(spec, host, &elsewhere)?.into_parts();
+        notes.extend(pet_volumes::note(&volumes));
+        if is_tree {
+            shares.push(input.tree()?);
+        }
+        let order = pod.annotations.boot_order.as_slice();
         Ok(Self {
             network: pod.network.clone(),
             stage: BootStage {
                 request: BootMachineRequest {
-                    sources: boot_sources(
-                        &disks,
-                        annotations.boot_order.as_slice(),
-                        boot_path,
-                        is_tree,
-                    )?,
-                    kernel_args: kernel_args(annotations),
+                    sources: boot_sources(&disks, order, boot_path, is_tree)?,
+                    kernel_args: kernel_args(&pod.annotations),
                     ..BootMachineRequest::default()
                 },
                 boot_timeout: pod.config.boot_timeout,
                 agent_timeout: pod.config.agent_timeout,
             },
             disks,
-            machine: MachinePlan {
-                size,
-                processors: hardware::processors(annotations, size)?,
-                memory_backing: hardware::memory_backing(annotations, transparent),
-                smbios: Some(smbios),
-                extras: hardware::extras(annotations),
-                kernel: pod.config.kernel(&pod.release),
-                initrd: pod.release.machine_initrd(),
-                kernel_args: Vec::new(),
-                nics: Vec::new(),
-                pet: Some(pet),
-            },
-            seed: input.seed(&identity, mounts)?,
+            machine: input.machine(&identity, shares)?,
+            seed: input.seed(&identity, !volumes.is_empty())?,
+            volumes,
             notes,
             identity,
         })
@@ -183,7 +156,49 @@ fn boot_path(source: &Source) -> Option<&'static str> {
     }
 }
 
+/// The folder that holds the machine's disk, where the container would see it.
+fn boot_folder(source: &Source) -> Option<&'static Path> {
+    let is_folder = matches!(source, Source::Volume(Volume::Folder { .. }, _));
+    is_folder.then_some(Path::new(DISK_FOLDER))
+}
+
 impl Input<'_> {
+    /// What the machine consists of beside disks and cards.
+    fn machine(
+        &self,
+        identity: &Identity,
+        shares: Vec<SharedFolder>,
+    ) -> Result<MachinePlan, TaskError> {
+        let pod = self.pod;
+        let annotations = &pod.annotations;
+        let pet = PetParts {
+            disks: Vec::new(),
+            shares,
+            on_reset: policy(annotations.on_reboot.unwrap_or(PowerAction::Restart)),
+            on_poweroff: policy(annotations.on_poweroff.unwrap_or(PowerAction::Stop)),
+            generation: 0,
+            watchdog: annotations
+                .watchdog
+                .map(|limit| Duration::from_secs(limit.get().into())),
+        };
+        let size = pod.size(true)?;
+        let serial = identity.serial();
+        let smbios = hardware::smbios(&annotations.smbios, identity.uuid(), &serial)?;
+        let transparent = pod.config.transparent_huge_pages;
+        Ok(MachinePlan {
+            size,
+            processors: hardware::processors(annotations, size)?,
+            memory_backing: hardware::memory_backing(annotations, transparent),
+            smbios: Some(smbios),
+            extras: hardware::extras(annotations),
+            kernel: pod.config.kernel(&pod.release),
+            initrd: pod.release.machine_initrd(),
+            kernel_args: Vec::new(),
+            nics: Vec::new(),
+            pet: Some(pet),
+        })
+    }
+
     fn boot_disk(
         &self,
         source: Source,
@@ -191,7 +206,8 @@ impl Input<'_> {
         notes: &mut Vec<String>,
     ) -> Result<Option<(BootDisk, DiskOptions)>, TaskError> {
         let path = boot_path(&source).unwrap_or_default();
-        let options = options(self.annotated(path), BOOT_SERIAL);
+        let annotated = self.annotated(path).or_else(|| self.annotated("/"));
+        let options = options(annotated, BOOT_SERIAL);
         let boot = match source {
             Source::Tree => return Ok(None),
             Source::Image(image) => {
@@ -270,63 +286,16 @@ impl Input<'_> {
         all.get(key).map(String::as_str)
     }
 
-    /// The container's bind mounts but those that a machine has of its own.
-    fn volumes(&self) -> impl Iterator<Item = &Mount> {
-        let mounts = self.spec.mounts().as_deref().unwrap_or_default();
-        mounts.iter().filter(|mount| {
-            let options = mount.options().as_deref().unwrap_or_default();
-            let own = OWN_FILES.iter().map(Path::new);
-            volume::is_bind(mount.typ().as_deref(), options)
-                && mount.destination() != Path::new(DISK_FOLDER)
-                && !own.clone().any(|own| own == mount.destination())
+    /// The root of a machine that has no disk, in the shared file system.
+    fn tree(&self) -> Result<SharedFolder, TaskError> {
+        Ok(SharedFolder {
+            name: TREE.to_owned(),
+            folder: self.host.open_path(self.root)?,
+            options: ExportOptions {
+                writes: Writes::Everything,
+                cache: CachePolicy::Always,
+            },
         })
-    }
-
-    /// The folders that the machine shares with its host, and where it mounts them.
-    fn shares(&self, is_tree: bool) -> Result<(Vec<SharedFolder>, Vec<GuestMount>), TaskError> {
-        let (mut shares, mut mounts) = (Vec::new(), Vec::new());
-        if is_tree {
-            shares.push(SharedFolder {
-                name: TREE.to_owned(),
-                folder: self.host.open_path(self.root)?,
-                read_only: false,
-                is_private: true,
-            });
-        }
-        for (number, mount) in self.volumes().enumerate() {
-            let (Some(source), options) = (mount.source(), mount.options()) else {
-                continue;
-            };
-            let options = options.as_deref().unwrap_or_default();
-            if UserMaps::of_mount(mount).is_some() {
-                let reason = "hostUsers is false, and a machine has all users of its own";
-                return Err(TaskError::Invalid(reason.to_owned()));
-            }
-            volume::classify(source, mount.destination(), options, None)?;
-            let read_only = options
-                .iter()
-                .any(|option| option == "ro" || option == "rro");
-            let name = format!("volume-{number}");
-            shares.push(SharedFolder {
-                name: name.clone(),
-                folder: self.host.open_volume(&VolumeRequest {
-                    path: source.clone(),
-                    propagation: volume::Propagation::Private,
-                    owners: None,
-                })?,
-                read_only,
-                is_private: false,
-            });
-            mounts.push(GuestMount {
-                source: MountSource::Share {
-                    tag: podvisor_proto::agent::FS_TAG.to_owned(),
-                    below: name,
-                },
-                target: mount.destination().display().to_string(),
-                read_only,
-            });
-        }
-        Ok((shares, mounts))
     }
 
     /// Where the host has what the container would see at `path`.
@@ -338,7 +307,7 @@ impl Input<'_> {
         mount.source().clone()
     }
 
-    fn seed(&self, identity: &Identity, mounts: Vec<GuestMount>) -> Result<SeedPlan, TaskError> {
+    fn seed(&self, identity: &Identity, has_volumes: bool) -> Result<SeedPlan, TaskError> {
         let annotations = &self.pod.annotations;
         let process = self.spec.process().as_ref();
         let environment = process.and_then(|process| process.env().clone());
@@ -363,14 +332,14 @@ impl Input<'_> {
                     Some((name.to_owned(), value.to_owned()))
                 })
                 .collect(),
-            mounts,
+            has_volumes,
             agent: self.pod.release.agent(),
         })
     }
 }
 
 /// How a disk is attached, by what the pod says of it.
-fn options(annotated: Option<&Disk>, serial: &str) -> DiskOptions {
+pub(super) fn options(annotated: Option<&Disk>, serial: &str) -> DiskOptions {
     let mut options = DiskOptions {
         serial: serial.to_owned(),
         queues: 1,

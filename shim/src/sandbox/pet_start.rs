@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::create::{ContainerPlan, root_folder};
 use super::error::{TaskError, chain};
 use super::pet::{PetNews, Started};
+use super::pet_mounts::Mounts;
 use super::pet_plan::{PetPlan, complete};
 use super::plan::PodPlan;
 use super::request::Reply;
@@ -129,7 +130,7 @@ async fn run(
     } = prepared;
     let mut ends = ConsoleEnds::open(&stdio)?;
     for note in &plan.notes {
-        tracing::warn!(note, "the machine's disk");
+        tracing::info!(note, "of the machine");
         ends.say(note).await;
     }
     if plan.disks.is_to_be_filled()
@@ -162,6 +163,7 @@ async fn launch(
         network,
         stage,
         machine,
+        volumes,
         seed,
         identity,
         ..
@@ -221,6 +223,7 @@ async fn launch(
         ended: ended.clone(),
         restarts,
         stage,
+        mounts: Mounts::new(volumes),
         epoch,
         out: out.clone(),
     };
@@ -293,6 +296,7 @@ struct Life {
     ended: watch::Receiver<Option<EndReason>>,
     restarts: watch::Receiver<u64>,
     stage: BootStage,
+    mounts: Mounts,
     epoch: u64,
     out: Outbox,
 }
@@ -305,6 +309,8 @@ impl Life {
                 agent = self.stage.agent(&*self.machine) => {
                     match agent {
                         Ok(agent) => {
+                            // Before anybody's command runs in it.
+                            let _followers = self.mounts.mount(&agent).await;
                             self.tell(PetNews::Agent(agent.clone()));
                             let followed = work::pass_on_events(&agent, &self.out);
                             tokio::select! {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use podvisor_devices::fs::{CachePolicy, ExportOptions, Writes};
 use podvisor_proto::agent::v1::{
-    self as agent, AgentClient, ApplyVolumeRequest, MakeVolumeRequest, RemoveVolumeRequest,
+    self as agent, AgentClient, MakeVolumeRequest, RemoveVolumeRequest,
 };
 use podvisor_proto::agent::{MEMORY_DIR, MIRROR_DIR, SHARED_DIR, SHM_DIR};
 use tokio::sync::{mpsc, oneshot};
@@ -27,7 +27,7 @@ use crate::pod::volume::{
 };
 
 /// How long a guest may trust what it knows of a folder that others change as well.
-const SHARED_CACHE: Duration = Duration::from_secs(1);
+pub(super) const SHARED_CACHE: Duration = Duration::from_secs(1);
 
 /// Names a volume that is taken from the guest with its last user.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -298,7 +298,7 @@ impl Owner {
             Some(known) => known.name.clone(),
             None => {
                 let name = self.next_name();
-                let follower = self.mirror(original, &name).await?;
+                let follower = mirror::begin(original, &name, &self.agent).await?;
                 self.insert(key.clone(), name.clone(), Kind::Mirror(follower));
                 name
             }
@@ -320,18 +320,7 @@ impl Owner {
             Some(name) => name.clone(),
             None => self.next_name(),
         };
-        let part = origin.below.to_str().ok_or_else(|| {
-            let path = origin.below.display();
-            TaskError::Invalid(format!("the sub-path {path} is not UTF-8"))
-        })?;
-        let request = MakeVolumeRequest {
-            volume_id: name.clone(),
-            size_bytes: origin.size_bytes.unwrap_or_default(),
-            huge_page_bytes: origin.huge_page_bytes.unwrap_or_default(),
-            root: Some(ownership(origin.root, owners.as_ref())),
-            part: part.to_owned(),
-            part_ownership: Some(ownership(origin.part, owners.as_ref())),
-        };
+        let request = memory_volume(&name, &origin, owners.as_ref())?;
         self.agent.make_volume(request).await?;
         let folder = Path::new(MEMORY_DIR).join(&name);
         self.memory.insert(origin.device, name);
@@ -380,19 +369,6 @@ impl Owner {
         Some(volume)
     }
 
-    async fn mirror(&self, original: Original, name: &str) -> Result<AbortHandle, TaskError> {
-        // Watched before it is read: no change is missed.
-        let watch = mirror::Watch::new(&original.folder)?;
-        let entries = mirror::read_volume(&original)?;
-        let request = ApplyVolumeRequest {
-            volume_id: name.to_owned(),
-            entries,
-        };
-        self.agent.apply_volume(request).await?;
-        let follower = mirror::follow(watch, original, name.to_owned(), self.agent.clone());
-        Ok(tokio::spawn(follower).abort_handle())
-    }
-
     async fn release(&mut self, key: &VolumeKey) {
         let Some(volume) = self.volumes.get_mut(key) else {
             return;
@@ -426,9 +402,32 @@ impl Owner {
     }
 }
 
+/// What the agent is to make of a file system in the guest's memory, and of the part that is used.
+///
+/// # Errors
+/// [`TaskError::Invalid`] for a part that no message can name.
+pub(super) fn memory_volume(
+    name: &str,
+    origin: &MemoryOrigin,
+    owners: Option<&UserMaps>,
+) -> Result<MakeVolumeRequest, TaskError> {
+    let part = origin.below.to_str().ok_or_else(|| {
+        let path = origin.below.display();
+        TaskError::Invalid(format!("the sub-path {path} is not UTF-8"))
+    })?;
+    Ok(MakeVolumeRequest {
+        volume_id: name.to_owned(),
+        size_bytes: origin.size_bytes.unwrap_or_default(),
+        huge_page_bytes: origin.huge_page_bytes.unwrap_or_default(),
+        root: Some(ownership(origin.root, owners)),
+        part: part.to_owned(),
+        part_ownership: Some(ownership(origin.part, owners)),
+    })
+}
+
 /// What a container's access lets it change of an export, which may have mounts below it that stay
 /// writable.
-fn writes(access: Access, mounts_below: bool) -> Writes {
+pub(super) fn writes(access: Access, mounts_below: bool) -> Writes {
     match access {
         Access::ReadWrite => Writes::Everything,
         Access::ReadOnly if mounts_below => Writes::OtherMounts,

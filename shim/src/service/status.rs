@@ -42,6 +42,7 @@ fn code(error: &TaskError) -> Code {
         | TaskError::Seed(_)
         | TaskError::Hardware(_)
         | TaskError::Volume(_)
+        | TaskError::FileDisk { .. }
         | TaskError::Bundle(_)
         | TaskError::Cgroup(_)
         | TaskError::Stdio(_) => Code::InvalidArgument,

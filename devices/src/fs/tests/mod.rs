@@ -17,8 +17,8 @@ use tempfile::TempDir;
 use vm_memory::ByteValued;
 
 use super::*;
-use crate::virtio::VirtioDevice;
 use crate::virtio::testing::{RawDescriptor, TestDriver};
+use crate::virtio::{Reset, VirtioDevice};
 
 const HIGH_PRIORITY: usize = 0;
 const REQUESTS: usize = 1;
@@ -277,6 +277,28 @@ fn a_pause_keeps_what_the_guest_knows_and_loses_no_request() {
     activation.queues = queues;
     guest.device.activate(activation).unwrap();
     assert_eq!(guest.driver.complete(REQUESTS).len, 144);
+    assert_eq!(guest.read(file, fh, 100).unwrap(), b"content");
+}
+
+#[test]
+fn a_reset_closes_what_the_guest_had_open_and_the_next_one_mounts_again() {
+    let mut guest = Guest::new(EVENT_IDX);
+    std::fs::write(guest.directory.path().join("file"), "content").unwrap();
+    guest.mount();
+    let root = guest.root();
+    let file = guest.look_up(root, b"file").nodeid;
+    let fh = guest.open(file);
+    let tree = guest.exports.tree();
+    assert!(tree.files.get(fh).is_ok() && tree.inodes.get(file).is_ok());
+    guest.device.deactivate();
+    guest.device.reset(Reset::Machine);
+    assert!(tree.files.get(fh).is_err() && tree.inodes.get(file).is_err());
+    guest.driver = TestDriver::new(64 << 20, &[512, 512]);
+    guest.driver.start(&mut guest.device, EVENT_IDX);
+    guest.mount();
+    let root = guest.root();
+    let file = guest.look_up(root, b"file").nodeid;
+    let fh = guest.open(file);
     assert_eq!(guest.read(file, fh, 100).unwrap(), b"content");
 }
 

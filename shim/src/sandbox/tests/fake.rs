@@ -22,8 +22,8 @@ use tokio::sync::{Notify, watch};
 use crate::guest::disk::{Disk, DiskError};
 use crate::guest::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
 use crate::host::{
-    ConfineRequest, DiskRequest, HostError, HostOps, LinkSocket, MacRequest, NamespaceListeners,
-    NetworkRequest, Nic, RootfsRequest, VolumeOrigin, VolumeRequest,
+    ConfineRequest, DiskRequest, HostError, HostOps, LinkSocket, LocalHost, MacRequest,
+    NamespaceListeners, NetworkRequest, Nic, RootfsRequest, VolumeOrigin, VolumeRequest,
 };
 use crate::pod::files::PodFiles;
 
@@ -70,6 +70,10 @@ pub struct State {
     pub agentless: bool,
     /// Boot stages so far.
     pub boots: usize,
+    /// Places and sources of a machine's volumes, as often as they were mounted.
+    pub volumes: Vec<Vec<(String, String)>>,
+    /// How often a copy of a volume was brought up to date.
+    pub applied: usize,
 }
 
 impl Guest {
@@ -284,6 +288,7 @@ impl Agent for FakeAgent {
         Ok(SetClockResponse {})
     }
     async fn apply_volume(&self, _: ApplyVolumeRequest) -> Result<ApplyVolumeResponse, Status> {
+        self.0.state.lock().unwrap().applied += 1;
         Ok(ApplyVolumeResponse {})
     }
     async fn make_volume(&self, _: MakeVolumeRequest) -> Result<MakeVolumeResponse, Status> {
@@ -300,6 +305,15 @@ impl Agent for FakeAgent {
     }
     async fn remove_volume(&self, _: RemoveVolumeRequest) -> Result<RemoveVolumeResponse, Status> {
         Ok(RemoveVolumeResponse {})
+    }
+    async fn mount_volumes(
+        &self,
+        request: MountVolumesRequest,
+    ) -> Result<MountVolumesResponse, Status> {
+        let mounted = request.mounts.into_iter();
+        let mounted = mounted.map(|mount| (mount.target, mount.source)).collect();
+        self.0.state.lock().unwrap().volumes.push(mounted);
+        Ok(MountVolumesResponse::default())
     }
     async fn create_container(
         &self,
@@ -500,8 +514,8 @@ impl HostOps for FakeHost {
     fn open_disk(&self, _: &DiskRequest) -> Result<File, HostError> {
         Ok(File::open("/dev/null").unwrap())
     }
-    fn inspect_volume(&self, _: &Path) -> Result<VolumeOrigin, HostError> {
-        Ok(VolumeOrigin::Shared { has_mounts: false })
+    fn inspect_volume(&self, path: &Path) -> Result<VolumeOrigin, HostError> {
+        LocalHost.inspect_volume(path)
     }
     fn open_volume(&self, request: &VolumeRequest) -> Result<OwnedFd, HostError> {
         self.open_path(&request.path)

@@ -24,6 +24,31 @@ impl Pod {
     /// Creates a container whose image brings a disk, with its output in a file.
     async fn create_machine(&self, id: &str) -> Result<CreateTaskResponse, TtrpcStatus> {
         let bundle = self.bundle(id, "container");
+        self.create_in(id, bundle).await
+    }
+
+    /// Creates such a container with mounts of (destination, source, access).
+    async fn create_with(
+        &self,
+        id: &str,
+        mounts: &[(&str, &std::path::Path, &str)],
+    ) -> Result<CreateTaskResponse, TtrpcStatus> {
+        let bundle = self.bundle(id, "container");
+        let config = std::path::Path::new(&bundle).join("config.json");
+        let mut spec: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+        spec["mounts"] = mounts
+            .iter()
+            .map(|(destination, source, access)| {
+                serde_json::json!({"destination": destination, "source": source, "type": "bind",
+                    "options": ["rbind", access]})
+            })
+            .collect();
+        std::fs::write(config, spec.to_string()).unwrap();
+        self.create_in(id, bundle).await
+    }
+
+    async fn create_in(&self, id: &str, bundle: String) -> Result<CreateTaskResponse, TtrpcStatus> {
         let folder = std::path::Path::new(&bundle).join("rootfs/disk");
         std::fs::create_dir_all(&folder).unwrap();
         let mut disk = std::fs::File::create(folder.join("a.raw")).unwrap();
@@ -185,4 +210,47 @@ async fn a_reboot_boots_again_and_ends_what_ran() {
     assert_eq!(pod.wait(CONTAINER, "e1").await, 255);
     pod.eventually(|state| state.boots == 2).await;
     assert_eq!(pod.status(CONTAINER).await, Status::Running);
+}
+
+#[tokio::test]
+async fn volumes_get_their_places_after_every_boot_and_follow_the_host() {
+    let config = tempfile::tempdir().unwrap();
+    std::fs::create_dir(config.path().join("..1")).unwrap();
+    std::os::unix::fs::symlink("..1", config.path().join("..data")).unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let pod = Pod::of_kind(MACHINE).await;
+    let mounts = [
+        ("/etc/app", config.path(), "ro"),
+        ("/data", data.path(), "rw"),
+    ];
+    pod.create_with(CONTAINER, &mounts).await.unwrap();
+    pod.start(CONTAINER, "").await.unwrap();
+    pod.eventually(|state| state.volumes.len() == 1).await;
+    let applied = pod.guest.state.lock().unwrap().applied;
+    std::fs::write(config.path().join("..new"), "").unwrap();
+    pod.eventually(|state| state.applied > applied).await;
+    pod.guest.restart();
+    pod.eventually(|state| state.volumes.len() == 2).await;
+    let volumes = pod.guest.state.lock().unwrap().volumes.clone();
+    let at = |place: &str, source: &str| (place.to_owned(), source.to_owned());
+    let wanted = [
+        at("/etc/app", "/run/podvisor/mirror/etc-app"),
+        at("/data", "/run/podvisor/shared/data"),
+    ];
+    assert!(
+        volumes.iter().all(|mounted| *mounted == wanted),
+        "{volumes:?}"
+    );
+    assert!(pod.transcript().contains("mount -t virtiofs podvisor /mnt"));
+}
+
+#[tokio::test]
+async fn a_volume_that_would_hide_a_machines_system_is_refused_by_its_place() {
+    let data = tempfile::tempdir().unwrap();
+    let pod = Pod::of_kind(MACHINE).await;
+    let created = pod
+        .create_with(CONTAINER, &[("/usr", data.path(), "rw")])
+        .await;
+    let error = created.unwrap_err();
+    assert!(error.message().contains("mounts: /usr: "), "{error}");
 }

@@ -1,6 +1,6 @@
 //! A pod over a guest that is a table, through the very service that containerd calls.
 
-mod fake;
+pub mod fake;
 mod machines;
 mod ports;
 mod resources;

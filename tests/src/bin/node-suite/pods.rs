@@ -141,7 +141,7 @@ fn configuration(cri: &Cri) -> Result<()> {
 
 /// Writes `content` the way the kubelet's atomic writer does: a new folder, then `..data` is
 /// renamed over.
-fn publish(volume: &Path, version: u32, content: &str) -> Result<()> {
+pub fn publish(volume: &Path, version: u32, content: &str) -> Result<()> {
     let folder = format!("..version_{version}");
     fs::create_dir(volume.join(&folder))?;
     fs::write(volume.join(&folder).join("key"), content)?;

@@ -34,10 +34,10 @@ pub fn of_handlers() -> Vec<Case> {
 }
 
 /// A mount on the node, for as long as this lives.
-struct NodeMount(PathBuf);
+pub struct NodeMount(PathBuf);
 
 impl NodeMount {
-    fn tmpfs(target: &Path, options: &str) -> Result<Self> {
+    pub fn tmpfs(target: &Path, options: &str) -> Result<Self> {
         Self::make("tmpfs", target, Some("tmpfs"), MsFlags::empty(), options)
     }
 
@@ -68,7 +68,7 @@ impl Drop for NodeMount {
 }
 
 /// A part of a volume as the kubelet makes it for a `subPath`: a bind mount of its own.
-fn sub_path(pod: &Pod<'_>, part: &Path) -> Result<(PathBuf, NodeMount)> {
+pub fn sub_path(pod: &Pod<'_>, part: &Path) -> Result<(PathBuf, NodeMount)> {
     let target = pod.volume("volume-subpaths/part")?;
     let bound = NodeMount::bind(part, &target)?;
     Ok((target, bound))

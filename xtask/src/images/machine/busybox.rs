@@ -24,6 +24,7 @@ const MODULES: &[&str] = &[
     "virtio_balloon",
     "virtio_mem",
     "virtio_scsi",
+    "virtiofs",
     "vmw_vsock_virtio_transport",
     "button",
     "evdev",

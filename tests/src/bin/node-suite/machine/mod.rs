@@ -14,6 +14,7 @@ mod debian;
 mod ends;
 mod first_boot;
 mod pets;
+mod volumes;
 
 /// The busybox machine's disk in its images, and its tree.
 const BUSYBOX: &str = "docker.io/podvisor/busybox-machine:latest";
@@ -29,6 +30,7 @@ pub fn cases() -> Vec<Case> {
         first_boot::cases(),
         ends::cases(),
         pets::cases(),
+        volumes::cases(),
         annotations::cases(),
         bad_disks::cases(),
         debian::cases(),
