@@ -15,7 +15,7 @@ use super::client::{self, AgentError};
 use super::{LaunchError, Launched, Launcher, Machine, MachinePlan};
 use crate::host::{HostError, HostOps, NetworkRequest, Nic, trim_heap};
 use crate::pod::network::PodNetwork;
-use crate::pod::sizing::Size;
+use crate::pod::room::Room;
 use crate::timeline::Timeline;
 
 /// Entropy given to a guest, in bytes: what its pool's key is made of.
@@ -59,7 +59,7 @@ pub struct Guest {
     /// The agent's API.
     pub agent: AgentClient,
     /// The machine's size.
-    pub size: Size,
+    pub room: Room,
 }
 
 /// The last lines of a console, for people.
@@ -150,7 +150,7 @@ pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootEr
     tools.timeline.done("taps");
     let launcher = Arc::clone(&tools.launcher);
     let machine = plan.machine;
-    let size = machine.size;
+    let room = machine.room;
     let Launched { machine, ended, .. } =
         tokio::task::spawn_blocking(move || launcher.launch(machine)).await??;
     tools.timeline.done("vm started");
@@ -189,7 +189,7 @@ pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootEr
         machine,
         ended,
         agent,
-        size,
+        room,
     })
 }
 

@@ -13,6 +13,7 @@ pub mod hardware;
 pub mod namespaces;
 pub mod network;
 pub mod resources;
+pub mod room;
 pub mod sandbox_spec;
 pub mod sizing;
 pub mod users;

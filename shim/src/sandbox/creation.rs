@@ -72,6 +72,9 @@ impl Actor {
                         self.settle_creation(&id, settled, reply);
                     }
                     Creation::Machine(plan) => self.create_pet(plan, reply),
+                    Creation::Container(hands, plan) if hands.room.is_any() => {
+                        self.make_room(plan, reply);
+                    }
                     Creation::Container(hands, plan) => {
                         let out = self.outbox.clone();
                         tokio::spawn(work::container(hands, plan, reply, out));
@@ -244,7 +247,7 @@ impl Actor {
             machine,
             ended,
             agent,
-            size,
+            room,
         } = guest;
         let host = Arc::clone(&self.settings.tools.host);
         let volumes = Volumes::spawn(machine.clone(), agent.clone(), host.clone());
@@ -260,7 +263,7 @@ impl Actor {
             machine,
             agent,
             volumes,
-            size,
+            room,
         };
         self.guest = GuestState::Up {
             hands: hands.clone(),
@@ -285,7 +288,7 @@ impl Actor {
         let is_sandbox = task.is_sandbox;
         task.init.streams = made.streams;
         task.undo = made.undo;
-        task.cpus = made.cpus;
+        task.share = made.share;
         let event = Event::Create(TaskCreate {
             container_id: id.to_owned(),
             bundle: task.bundle.display().to_string(),

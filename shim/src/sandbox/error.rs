@@ -7,6 +7,7 @@ use podvisor_proto::ttrpc::Status;
 use podvisor_vmm::OrderError;
 use thiserror::Error;
 
+use super::growth::GrowthError;
 use super::process::Refusal;
 use crate::annotations::RefusedAnnotation;
 use crate::config::ConfigError;
@@ -24,6 +25,7 @@ use crate::pod::guest_spec::GuestSpecError;
 use crate::pod::hardware::HardwareError;
 use crate::pod::network::HostNetworkError;
 use crate::pod::resources::ResourcesError;
+use crate::pod::room::RoomError;
 use crate::pod::sizing::SizeError;
 use crate::pod::volume::VolumeError;
 use crate::sandbox::mirror::MirrorError;
@@ -102,6 +104,12 @@ pub enum TaskError {
     /// The machine cannot give a container what it asks for.
     #[error(transparent)]
     Resources(#[from] ResourcesError),
+    /// The machine has no room for a container's limits.
+    #[error(transparent)]
+    Room(#[from] RoomError),
+    /// The machine does not grow.
+    #[error("the pod's VM does not grow")]
+    Growth(#[from] GrowthError),
     /// The machine did not do as it was told.
     #[error("the machine")]
     Order(#[source] OrderError),

@@ -116,7 +116,7 @@ impl PetPlan {
                 .watchdog
                 .map(|limit| Duration::from_secs(limit.get().into())),
         };
-        let size = pod.size(true)?;
+        let room = pod.room(true)?;
         let serial = identity.serial();
         let smbios = hardware::smbios(&annotations.smbios, identity.uuid(), &serial)?;
         let transparent = pod.config.transparent_huge_pages;
@@ -130,7 +130,7 @@ impl PetPlan {
                         boot_path,
                         is_tree,
                     )?,
-                    kernel_args: kernel_args(annotations),
+                    kernel_args: kernel_args(annotations, room),
                     ..BootMachineRequest::default()
                 },
                 boot_timeout: pod.config.boot_timeout,
@@ -138,8 +138,8 @@ impl PetPlan {
             },
             disks,
             machine: MachinePlan {
-                size,
-                processors: hardware::processors(annotations, size)?,
+                room,
+                processors: hardware::processors(annotations, room)?,
                 memory_backing: hardware::memory_backing(annotations, transparent),
                 smbios: Some(smbios),
                 extras: hardware::extras(annotations),

@@ -166,6 +166,7 @@ async fn launch(
         identity,
         ..
     } = plan;
+    let room = machine.room;
     let launched = async {
         let opened = open(disks, &mut ends).await?;
         name_interfaces(&network, &identity, tools).await?;
@@ -226,6 +227,7 @@ async fn launch(
     };
     Ok(Started {
         machine,
+        room,
         ended,
         streams,
         last_words,

@@ -17,6 +17,7 @@ use crate::pod::guest_spec::GuestSpecError;
 use crate::pod::hardware;
 use crate::pod::namespaces::NamespaceError;
 use crate::pod::network::PodNetwork;
+use crate::pod::room::Room;
 use crate::pod::sizing::Size;
 use crate::pod::users::UserMaps;
 use crate::pod::{Bundle, cgroup_path, guest_spec};
@@ -84,11 +85,12 @@ impl PodPlan {
         self.annotations.boot.unwrap_or(BootKind::Auto)
     }
 
-    /// The size of its machine; one that is all its container's has no room for a guest of ours.
+    /// The size of its machine, and how far it can grow; one that is all its container's has no room for
+    /// a guest of ours.
     ///
     /// # Errors
     /// [`TaskError::Size`].
-    pub fn size(&self, is_machine: bool) -> Result<Size, TaskError> {
+    pub fn room(&self, is_machine: bool) -> Result<Room, TaskError> {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
         let (limits, memory) = (self.bundle.limits()?, self.config.default_memory);
@@ -99,7 +101,7 @@ impl PodPlan {
         };
         let size = of(limits, &self.annotations, memory, cpus)?;
         size.check_cgroup(cgroup::memory_max(&self.leaf))?;
-        Ok(size)
+        Ok(Room::new(size, &self.annotations, is_machine)?)
     }
 
     /// The pod's host name; the host's for a pod that is given none.
@@ -115,7 +117,7 @@ impl PodPlan {
     /// # Errors
     /// [`TaskError`] for what it asks and cannot have.
     pub(super) fn boot_plan(&self) -> Result<BootPlan, TaskError> {
-        let size = self.size(false)?;
+        let room = self.room(false)?;
         let spec = &self.bundle.spec;
         let linux = spec.linux().as_ref();
         let sysctls = linux.and_then(|linux| linux.sysctl().clone());
@@ -131,8 +133,8 @@ impl PodPlan {
             ..ConfigureSandboxRequest::default()
         };
         let machine = MachinePlan {
-            size,
-            processors: hardware::processors(&self.annotations, size)?,
+            room,
+            processors: hardware::processors(&self.annotations, room)?,
             memory_backing: hardware::memory_backing(
                 &self.annotations,
                 self.config.transparent_huge_pages,
@@ -141,7 +143,7 @@ impl PodPlan {
             extras: hardware::extras(&self.annotations),
             kernel: self.config.kernel(&self.release),
             initrd: self.config.initrd(&self.release),
-            kernel_args: kernel_args(&self.annotations),
+            kernel_args: kernel_args(&self.annotations, room),
             nics: Vec::new(),
             pet: None,
         };
@@ -155,9 +157,18 @@ impl PodPlan {
     }
 }
 
+/// Has the guest's kernel take memory into use that is plugged in: as far as it may for movable pages, for
+/// only those can be given back (Documentation/admin-guide/mm/memory-hotplug.rst).
+const PLUGGED_MEMORY_ARGS: [&str; 2] = [
+    "memhp_default_state=online",
+    "memory_hotplug.online_policy=auto-movable",
+];
+
 /// Further words for the guest's kernel.
-pub fn kernel_args(annotations: &Annotations) -> Vec<String> {
-    let words = annotations.kernel_args.words().iter();
+pub fn kernel_args(annotations: &Annotations, room: Room) -> Vec<String> {
+    let grows = room.most.memory > room.booted.memory;
+    let plugged = PLUGGED_MEMORY_ARGS.iter().filter(|_| grows);
+    let words = annotations.kernel_args.words().iter().chain(plugged);
     words.map(|word| (*word).to_owned()).collect()
 }
 

@@ -30,6 +30,7 @@ fn code(error: &TaskError) -> Code {
         | TaskError::IsMachine
         | TaskError::NoAgent
         | TaskError::Order(_)
+        | TaskError::Growth(_)
         | TaskError::Disks(_)
         | TaskError::Store(_) => Code::FailedPrecondition,
         TaskError::Annotation(_)
@@ -37,6 +38,7 @@ fn code(error: &TaskError) -> Code {
         | TaskError::HostNetwork(_)
         | TaskError::Spec(_)
         | TaskError::Resources(_)
+        | TaskError::Room(_)
         | TaskError::Invalid(_)
         | TaskError::Source(_)
         | TaskError::Seed(_)

@@ -14,7 +14,10 @@ use podvisor_proto::agent::v1::*;
 use podvisor_proto::agent::{AGENT_PORT, FORWARD_PORT, PROTOCOL_VERSION, READY_PORT};
 use podvisor_proto::cgroups::Metrics;
 use podvisor_proto::ttrpc::{Server, Status};
-use podvisor_vmm::{EndReason, OrderError, Phase};
+use podvisor_vmm::{
+    EndReason, MemoryPlugError, MemorySize, MemoryState, OrderError, Phase, VcpuPlugError,
+    VcpuState, Vcpus,
+};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, watch};
@@ -70,6 +73,12 @@ pub struct State {
     pub agentless: bool,
     /// Boot stages so far.
     pub boots: usize,
+    /// What was done to the machine's size, and limits that the agent was told, in order.
+    pub sizes: Vec<String>,
+    /// What the guest has of memory.
+    pub memory: Option<MemoryState>,
+    /// The guest takes no more memory.
+    pub is_full: bool,
 }
 
 impl Guest {
@@ -114,12 +123,15 @@ impl Launcher for FakeLauncher {
         *self.0.end.lock().unwrap() = Some(end);
         let (restart, restarts) = watch::channel(0);
         *self.0.restart.lock().unwrap() = Some(restart);
-        self.0
-            .state
-            .lock()
-            .unwrap()
-            .launched
-            .push(plan.pet.is_some());
+        let mut state = self.0.state.lock().unwrap();
+        state.launched.push(plan.pet.is_some());
+        let booted = plan.room.booted.memory.bytes();
+        state.memory = Some(MemoryState {
+            requested: booted,
+            present: booted,
+            max: plan.room.most.memory.bytes(),
+        });
+        drop(state);
         Ok(Launched {
             machine: Arc::new(FakeMachine(Arc::clone(&self.0))),
             ended,
@@ -155,6 +167,33 @@ impl Machine for FakeMachine {
 
     fn resume(&self) -> Result<(), OrderError> {
         Ok(())
+    }
+
+    fn set_vcpus(&self, wanted: Vcpus) -> Result<(), VcpuPlugError> {
+        let done = format!("{} vCPUs", wanted.get());
+        self.0.state.lock().unwrap().sizes.push(done);
+        Ok(())
+    }
+
+    fn vcpus(&self) -> VcpuState {
+        VcpuState::default()
+    }
+
+    fn set_memory(&self, wanted: MemorySize) -> Result<(), MemoryPlugError> {
+        let mut state = self.0.state.lock().unwrap();
+        state.sizes.push(format!("{} MiB", wanted.bytes() >> 20));
+        let is_full = state.is_full;
+        if let Some(memory) = &mut state.memory {
+            memory.requested = wanted.bytes();
+            if !is_full {
+                memory.present = memory.requested;
+            }
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> Option<MemoryState> {
+        self.0.state.lock().unwrap().memory
     }
 
     fn timeline(&self) -> Vec<Phase> {
@@ -369,9 +408,26 @@ impl Agent for FakeAgent {
     }
     async fn update_container(
         &self,
-        _: UpdateContainerRequest,
+        request: UpdateContainerRequest,
     ) -> Result<UpdateContainerResponse, Status> {
+        let mut state = self.0.state.lock().unwrap();
+        if state.refuses {
+            return Err(Status::internal("memory.max: device or resource busy"));
+        }
+        state.sizes.push(format!("update {}", request.container_id));
         Ok(UpdateContainerResponse {})
+    }
+    async fn use_hardware(
+        &self,
+        request: UseHardwareRequest,
+    ) -> Result<UseHardwareResponse, Status> {
+        let UseHardwareRequest {
+            processors,
+            memory_bytes,
+        } = request;
+        let used = format!("use {processors} {}", memory_bytes >> 20);
+        self.0.state.lock().unwrap().sizes.push(used);
+        Ok(UseHardwareResponse {})
     }
     async fn pause_container(
         &self,
