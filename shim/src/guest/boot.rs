@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::client::{self, AgentError};
 use super::{LaunchError, Launched, Launcher, Machine, MachinePlan};
 use crate::host::{HostError, HostOps, NetworkRequest, Nic, trim_heap};
+use crate::pod::binding::Binding;
 use crate::pod::network::PodNetwork;
 use crate::pod::room::Room;
 use crate::timeline::Timeline;
@@ -60,6 +61,8 @@ pub struct Guest {
     pub agent: AgentClient,
     /// The machine's size.
     pub room: Room,
+    /// How it is bound to its host.
+    pub binding: Binding,
 }
 
 /// The last lines of a console, for people.
@@ -150,7 +153,7 @@ pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootEr
     tools.timeline.done("taps");
     let launcher = Arc::clone(&tools.launcher);
     let machine = plan.machine;
-    let room = machine.room;
+    let (room, binding) = (machine.room, machine.binding.clone());
     let Launched { machine, ended, .. } =
         tokio::task::spawn_blocking(move || launcher.launch(machine)).await??;
     tools.timeline.done("vm started");
@@ -190,6 +193,7 @@ pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootEr
         ended,
         agent,
         room,
+        binding,
     })
 }
 

@@ -20,8 +20,8 @@ use podvisor_proto::agent::{FS_TAG, READY_PORT};
 use podvisor_vmm::config::ConfigError;
 use podvisor_vmm::{
     Console, DeviceSlot, EndReason, HotMemory, KernelArgs, MemoryPlugError, MemorySize,
-    MemoryState, OrderError, Phase, ThreadKind, VcpuPlugError, VcpuState, Vcpus, Vm, VmConfig,
-    VmEvent, VmHandle, WatchdogConfig, confine, spawn_io_loop,
+    MemoryState, OrderError, Phase, PinError, ThreadKind, VcpuPlugError, VcpuState, Vcpus, Vm,
+    VmConfig, VmEvent, VmHandle, WatchdogConfig, confine, spawn_io_loop,
 };
 use tokio::sync::watch;
 
@@ -107,7 +107,7 @@ impl Launcher for KvmLauncher {
             memory_backing: plan.memory_backing,
             smbios: plan.smbios,
             hot_memory: hot_memory(plan.room, &io),
-            numa: None,
+            numa: plan.binding.numa,
             generation_id,
             kernel: plan.kernel.clone(),
             initrd: Some(plan.initrd),
@@ -310,6 +310,10 @@ impl Machine for KvmMachine {
 
     fn vcpus(&self) -> VcpuState {
         self.vm.vcpus()
+    }
+
+    fn pin(&self, host_cpus: &[Vec<usize>]) -> Result<(), PinError> {
+        self.vm.pin_vcpus(host_cpus)
     }
 
     fn set_memory(&self, wanted: MemorySize) -> Result<(), MemoryPlugError> {

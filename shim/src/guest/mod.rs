@@ -27,7 +27,7 @@ use std::time::Duration;
 use podvisor_devices::fs::{ExportError, ExportOptions, Writes};
 use podvisor_vmm::{
     EndReason, MemoryBacking, MemoryPlugError, MemorySize, MemoryState, OrderError, Phase,
-    Processors, ResetPolicy, SmbiosConfig, StartError, VcpuPlugError, VcpuState, Vcpus,
+    PinError, Processors, ResetPolicy, SmbiosConfig, StartError, VcpuPlugError, VcpuState, Vcpus,
 };
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -37,6 +37,7 @@ use self::disk::{Disk, DiskError};
 use self::extras::Extras;
 use self::pet_disk::PetDisk;
 use crate::host::Nic;
+use crate::pod::binding::Binding;
 use crate::pod::room::Room;
 
 /// A connection to the guest.
@@ -85,6 +86,12 @@ pub trait Machine: Send + Sync + 'static {
 
     /// How its processors stand.
     fn vcpus(&self) -> VcpuState;
+
+    /// Lets each processor run on its own CPUs of the host only; those without any are free.
+    ///
+    /// # Errors
+    /// [`PinError`].
+    fn pin(&self, host_cpus: &[Vec<usize>]) -> Result<(), PinError>;
 
     /// Asks the guest to have memory in all. It follows as far and as fast as it can.
     ///
@@ -144,6 +151,8 @@ pub trait Machine: Send + Sync + 'static {
 pub struct MachinePlan {
     /// Its size, and how far it can grow.
     pub room: Room,
+    /// How it is bound to its host.
+    pub binding: Binding,
     /// The guest's kernel.
     pub kernel: PathBuf,
     /// Its initial image.

@@ -58,18 +58,26 @@ pub struct Share {
     pub host_cpus: Option<CpuSet>,
     /// Its limit in thousandths of a CPU; None for none.
     pub limit_millicpus: Option<u64>,
+    /// Its weight among all that want CPU time.
+    pub cpu_shares: Option<u64>,
     /// Its memory limit in bytes; None for none.
     pub memory: Option<u64>,
 }
 
 impl Share {
-    /// The limits in `resources`; where they let it run is left out.
-    pub fn limits_of(resources: &LinuxResources) -> Self {
-        Self {
-            host_cpus: None,
-            limit_millicpus: resources.cpu().as_ref().and_then(limit_millicpus),
+    /// What `resources` give.
+    ///
+    /// # Errors
+    /// [`ResourcesError::CpuSet`].
+    pub fn of(resources: &LinuxResources) -> Result<Self, ResourcesError> {
+        let cpu = resources.cpu().as_ref();
+        let cpus = cpu.and_then(|cpu| cpu.cpus().as_deref());
+        Ok(Self {
+            host_cpus: set("cpus", cpus)?,
+            limit_millicpus: cpu.and_then(limit_millicpus),
+            cpu_shares: cpu.and_then(|cpu| cpu.shares()),
             memory: memory_limit(resources),
-        }
+        })
     }
 
     /// Whether it has a CPU limit above that of `before`.
@@ -106,9 +114,9 @@ impl GuestResources {
     /// [`ResourcesError`].
     pub fn of_new(mut resources: LinuxResources, size: Size) -> Result<Self, ResourcesError> {
         check_memory(&resources, size)?;
-        let mut share = Share::limits_of(&resources);
+        let share = Share::of(&resources)?;
         if let Some(cpu) = resources.cpu_mut() {
-            share.host_cpus = translate_sets(cpu, size)?;
+            translate_sets(cpu, share.host_cpus.as_ref(), size)?;
         }
         Ok(Self { resources, share })
     }
@@ -164,33 +172,32 @@ fn limit_millicpus(cpu: &LinuxCpu) -> Option<u64> {
     Some(quota.saturating_mul(1000) / period.unwrap_or(DEFAULT_CPU_PERIOD_US))
 }
 
-/// Takes the sets that name what only the host has out of `cpu`; yields the CPUs of the host.
+/// A list of CPUs or memory nodes; None when it is empty.
+fn set(field: &'static str, text: Option<&str>) -> Result<Option<CpuSet>, ResourcesError> {
+    let text = text.map(str::trim).filter(|text| !text.is_empty());
+    text.map(str::parse::<CpuSet>)
+        .transpose()
+        .map_err(|source| ResourcesError::CpuSet { field, source })
+}
+
+/// Takes the sets that name what only the host has out of `cpu`, whose CPUs are `cpus`.
 ///
 /// The numbers are the host's. A guest that has CPUs of all these numbers confines the container
 /// to its own ones, so that it counts as many as with runc; another guest does not confine it.
 /// Either way the host confines the machine.
-fn translate_sets(cpu: &mut LinuxCpu, size: Size) -> Result<Option<CpuSet>, ResourcesError> {
-    let parse = |field, text: &Option<String>| {
-        let text = text
-            .as_deref()
-            .map(str::trim)
-            .filter(|text| !text.is_empty());
-        text.map(str::parse::<CpuSet>)
-            .transpose()
-            .map_err(|source| ResourcesError::CpuSet { field, source })
-    };
-    let cpus = parse("cpus", cpu.cpus())?;
-    let mems = parse("mems", cpu.mems())?;
-    if cpus
-        .as_ref()
-        .is_some_and(|cpus| !cpus.is_within(size.vcpus.get().into()))
-    {
+fn translate_sets(
+    cpu: &mut LinuxCpu,
+    cpus: Option<&CpuSet>,
+    size: Size,
+) -> Result<(), ResourcesError> {
+    let mems = set("mems", cpu.mems().as_deref())?;
+    if cpus.is_some_and(|cpus| !cpus.is_within(size.vcpus.get().into())) {
         cpu.set_cpus(None);
     }
     if mems.is_some_and(|mems| !mems.is_within(GUEST_MEMORY_NODES)) {
         cpu.set_mems(None);
     }
-    Ok(cpus)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -11,10 +11,12 @@ use super::create::ContainerPlan;
 use super::error::TaskError;
 use super::growth::Grower;
 use super::request::{ProcessId, Reply};
+use super::undo::Hands;
 use super::work::{self, Message};
 use crate::host::cgroup;
+use crate::pod::binding::Binding;
 use crate::pod::resources::{self, GuestResources, Share};
-use crate::pod::room::Room;
+use crate::pod::room::{Demand, Room};
 use crate::pod::sizing::Size;
 
 /// A change that waits, or is under way.
@@ -137,7 +139,7 @@ impl Actor {
             return Err(TaskError::NotRunning(process));
         }
         let before = task.share.clone();
-        let (grower, room) = self.grower()?;
+        let (grower, room, binding) = self.grower()?;
         let step = |size, share, update| Step {
             grower,
             room,
@@ -147,16 +149,16 @@ impl Actor {
         };
         match &change.what {
             What::Container(plan) => {
-                let linux = plan.bundle.spec.linux().as_ref();
-                let resources = linux.and_then(|linux| linux.resources().as_ref());
-                let share = resources.map(Share::limits_of).unwrap_or_default();
-                let size = self.size_for(id, room, &share, false)?;
-                Ok(step(room.now.max(size), share, None))
+                let share = plan.bundle.share()?;
+                let size = room.now.max(self.size_for(id, room, &share, false)?);
+                binding.check(self.tasks.shares(id, &share), size.vcpus)?;
+                Ok(step(size, share, None))
             }
             What::Limits(resources) => {
-                let limits = Share::limits_of(resources);
-                let is_raised = limits.has_more_cpu_than(&before);
-                let size = self.size_for(id, room, &limits, is_raised)?;
+                let share = Share::of(resources)?;
+                let is_raised = share.has_more_cpu_than(&before);
+                let size = self.size_for(id, room, &share, is_raised)?;
+                binding.check(self.tasks.shares(id, &share), size.vcpus)?;
                 let resources = LinuxResources::clone(resources);
                 let fitted = GuestResources::of_update(resources, size, &before)?;
                 let update = UpdateContainerRequest {
@@ -178,7 +180,7 @@ impl Actor {
         share: &Share,
         is_raised: bool,
     ) -> Result<Size, TaskError> {
-        let demand = self.tasks.demand(container, share);
+        let demand = Demand::of(self.tasks.shares(container, share));
         let size = room.size_for(demand, is_raised)?;
         let placement = self.settings.placement.as_ref().ok();
         let leaf = placement.and_then(|placement| placement.cgroup.as_ref());
@@ -188,15 +190,15 @@ impl Actor {
         Ok(size)
     }
 
-    /// The machine that runs, and its room.
-    fn grower(&self) -> Result<(Grower, Room), TaskError> {
+    /// The machine that runs, its room and how it is bound.
+    fn grower(&self) -> Result<(Grower, Room, Binding), TaskError> {
         if let GuestState::Pet(pet, ended) = &self.guest {
             let grower = Grower {
                 machine: pet.machine.clone(),
                 agent: pet.agent.clone(),
                 ended: ended.clone(),
             };
-            return Ok((grower, pet.room));
+            return Ok((grower, pet.room, pet.binding.clone()));
         }
         let hands = self.hands()?;
         let GuestState::Up { ended, .. } = &self.guest else {
@@ -207,7 +209,7 @@ impl Actor {
             agent: Some(hands.agent),
             ended: ended.clone(),
         };
-        Ok((grower, hands.room))
+        Ok((grower, hands.room, hands.binding))
     }
 
     /// A change was made, or not.
@@ -245,15 +247,33 @@ impl Actor {
         match what {
             What::Limits(_) => {
                 self.adjust_cpus();
-                let _ = reply.send(Ok(()));
+                let _ = reply.send(self.pin());
             }
-            What::Container(plan) => match self.hands() {
+            What::Container(plan) => match self.place() {
                 Ok(hands) => {
                     let out = self.outbox.clone();
                     tokio::spawn(work::container(hands, plan, reply, out));
                 }
                 Err(error) => self.settle_creation(&container, Err(error), reply),
             },
+        }
+    }
+
+    /// Brings the machine to the CPUs that its containers name, one of which is about to come.
+    fn place(&mut self) -> Result<Hands, TaskError> {
+        self.adjust_cpus();
+        self.pin()?;
+        self.hands()
+    }
+
+    /// Lets the machine's processors run where they are to, among the CPUs that its containers name.
+    fn pin(&self) -> Result<(), TaskError> {
+        let Ok((grower, _, binding)) = self.grower() else {
+            return Ok(());
+        };
+        match self.tasks.host_cpus() {
+            Some(cpus) if binding.is_bound() => Ok(grower.machine.pin(&binding.vcpus(&cpus))?),
+            _ => Ok(()),
         }
     }
 

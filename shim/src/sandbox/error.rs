@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use podvisor_devices::fs::ExportError;
 use podvisor_proto::ttrpc::Status;
-use podvisor_vmm::OrderError;
+use podvisor_vmm::{OrderError, PinError};
 use thiserror::Error;
 
 use super::growth::GrowthError;
@@ -20,6 +20,7 @@ use crate::machine::seed::SeedPlanError;
 use crate::machine::source::SourceError;
 use crate::machine::store::StoreError;
 use crate::pod::BundleError;
+use crate::pod::binding::BindingError;
 use crate::pod::cgroup_path::CgroupPathError;
 use crate::pod::guest_spec::GuestSpecError;
 use crate::pod::hardware::HardwareError;
@@ -107,6 +108,12 @@ pub enum TaskError {
     /// The machine has no room for a container's limits.
     #[error(transparent)]
     Room(#[from] RoomError),
+    /// The machine cannot be bound to its host's processors.
+    #[error(transparent)]
+    Binding(#[from] BindingError),
+    /// Its processors cannot be pinned.
+    #[error("podvisor.io/cpu-pinning")]
+    Pin(#[from] PinError),
     /// The machine does not grow.
     #[error("the pod's VM does not grow")]
     Growth(#[from] GrowthError),

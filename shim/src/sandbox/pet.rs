@@ -19,6 +19,7 @@ use super::undo::Undo;
 use super::work::{Link, Message};
 use crate::guest::Machine;
 use crate::io::Streams;
+use crate::pod::binding::Binding;
 use crate::pod::network::PodNetwork;
 use crate::pod::room::Room;
 
@@ -33,6 +34,8 @@ pub(super) struct Pet {
     pub machine: Arc<dyn Machine>,
     /// Its size, and how far it can grow.
     pub room: Room,
+    /// How it is bound to its host.
+    pub binding: Binding,
     /// Our agent in the machine's own system, while there is one.
     pub agent: Option<AgentClient>,
     /// Rows and columns of the terminal at its console, once they are known.
@@ -47,6 +50,7 @@ pub(super) struct Pet {
 pub(super) struct Started {
     pub machine: Arc<dyn Machine>,
     pub room: Room,
+    pub binding: Binding,
     pub ended: watch::Receiver<Option<EndReason>>,
     pub streams: Streams,
     pub last_words: oneshot::Sender<String>,
@@ -119,11 +123,13 @@ impl Actor {
     ) {
         let result = result.map(|prepared| {
             let undo = vec![Undo::Unmount(prepared.root.clone())];
+            let share = prepared.share.clone();
             self.prepared = Some(prepared);
             self.created(
                 id,
                 Made {
                     undo,
+                    share,
                     ..Made::default()
                 },
             );
@@ -173,6 +179,7 @@ impl Actor {
         let Started {
             machine,
             room,
+            binding,
             ended,
             streams,
             last_words,
@@ -185,6 +192,7 @@ impl Actor {
             container: container.to_owned(),
             machine,
             room,
+            binding,
             agent: None,
             window: None,
             life,

@@ -28,6 +28,7 @@ use crate::machine::source::{DISK_FOLDER, Kind, Source, Volume};
 use crate::machine::store::{self, Found, Origin};
 use crate::pod::hardware;
 use crate::pod::network::PodNetwork;
+use crate::pod::resources::Share;
 use crate::pod::users::UserMaps;
 use crate::pod::{Bundle, block_devices, volume};
 
@@ -65,6 +66,8 @@ pub(super) struct PetPlan {
     pub notes: Vec<String>,
     /// Who it is.
     pub identity: Identity,
+    /// What it is given of the pod.
+    pub share: Share,
 }
 
 /// What is looked at to make a plan.
@@ -117,6 +120,10 @@ impl PetPlan {
                 .map(|limit| Duration::from_secs(limit.get().into())),
         };
         let room = pod.room(true)?;
+        let share = bundle.share()?;
+        let mut processors = hardware::processors(annotations, room)?;
+        let binding = pod.bind(&mut processors, room, share.host_cpus.as_ref())?;
+        binding.check([&share], room.booted.vcpus)?;
         let serial = identity.serial();
         let smbios = hardware::smbios(&annotations.smbios, identity.uuid(), &serial)?;
         let transparent = pod.config.transparent_huge_pages;
@@ -139,7 +146,8 @@ impl PetPlan {
             disks,
             machine: MachinePlan {
                 room,
-                processors: hardware::processors(annotations, room)?,
+                binding,
+                processors,
                 memory_backing: hardware::memory_backing(annotations, transparent),
                 smbios: Some(smbios),
                 extras: hardware::extras(annotations),
@@ -152,6 +160,7 @@ impl PetPlan {
             seed: input.seed(&identity, mounts)?,
             notes,
             identity,
+            share,
         })
     }
 }

@@ -24,6 +24,7 @@ use crate::io::{ConsoleEnds, Stdio};
 use crate::machine::disks::{DiskSet, OpenDisks};
 use crate::machine::identity::Identity;
 use crate::pod::network::PodNetwork;
+use crate::pod::resources::Share;
 
 /// A guest, and the way to it, that a machine takes the place of.
 pub(super) struct Replaced {
@@ -39,6 +40,8 @@ pub(super) struct Prepared {
     pub root: PathBuf,
     /// The pod's network.
     pub network: PodNetwork,
+    /// What it is given of the pod.
+    pub share: Share,
     plan: PetPlan,
     stdio: Stdio,
 }
@@ -75,6 +78,7 @@ pub(super) async fn prepare(
         container: plan.id,
         root,
         network: planned.network.clone(),
+        share: planned.share.clone(),
         plan: planned,
         stdio: plan.stdio,
     })
@@ -166,7 +170,7 @@ async fn launch(
         identity,
         ..
     } = plan;
-    let room = machine.room;
+    let (room, binding) = (machine.room, machine.binding.clone());
     let launched = async {
         let opened = open(disks, &mut ends).await?;
         name_interfaces(&network, &identity, tools).await?;
@@ -228,6 +232,7 @@ async fn launch(
     Ok(Started {
         machine,
         room,
+        binding,
         ended,
         streams,
         last_words,

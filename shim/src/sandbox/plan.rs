@@ -6,13 +6,16 @@ use std::path::PathBuf;
 use podvisor_annotations::Annotations;
 use podvisor_annotations::value::boot::BootKind;
 use podvisor_proto::agent::v1::ConfigureSandboxRequest;
+use podvisor_vmm::Processors;
 
 use super::error::TaskError;
 use crate::annotations;
 use crate::config::Config;
 use crate::guest::MachinePlan;
 use crate::guest::boot::BootPlan;
-use crate::host::{cgroup, host_name};
+use crate::host::{HostError, allowed_cpus, cgroup, host_name};
+use crate::pod::binding::{Binding, Bound};
+use crate::pod::cpu_set::CpuSet;
 use crate::pod::guest_spec::GuestSpecError;
 use crate::pod::hardware;
 use crate::pod::namespaces::NamespaceError;
@@ -112,11 +115,47 @@ impl PodPlan {
             .unwrap_or_else(host_name)
     }
 
-    /// Plans the guest of a pod of containers.
+    /// Whether its guest can only be made with its first container, which tells on which CPUs it runs.
+    pub fn waits_for_container(&self) -> bool {
+        self.boot() != BootKind::Machine && Binding::needs_cpus(&self.annotations)
+    }
+
+    /// Binds a machine with `processors` to its host, where it may use `cpus`; all that this process may
+    /// without.
+    ///
+    /// # Errors
+    /// [`TaskError`] when that cannot be.
+    pub(super) fn bind(
+        &self,
+        processors: &mut Processors,
+        room: Room,
+        cpus: Option<&CpuSet>,
+    ) -> Result<Binding, TaskError> {
+        let cpus = match cpus {
+            Some(cpus) => cpus.clone(),
+            None if Binding::needs_cpus(&self.annotations) => {
+                allowed_cpus().map_err(HostError::from)?
+            }
+            None => CpuSet::default(),
+        };
+        let transparent = self.config.transparent_huge_pages;
+        let bound = Bound {
+            room,
+            backing: hardware::memory_backing(&self.annotations, transparent),
+            processors,
+            cpus: &cpus,
+        };
+        let promised = self.bundle.limits()?.millicpus();
+        let binding = Binding::new(&self.annotations, promised, &bound)?;
+        processors.pinning = binding.vcpus(&cpus);
+        Ok(binding)
+    }
+
+    /// Plans the guest of a pod of containers, of which one may use `cpus` of the host, if that is known.
     ///
     /// # Errors
     /// [`TaskError`] for what it asks and cannot have.
-    pub(super) fn boot_plan(&self) -> Result<BootPlan, TaskError> {
+    pub(super) fn boot_plan(&self, cpus: Option<&CpuSet>) -> Result<BootPlan, TaskError> {
         let room = self.room(false)?;
         let spec = &self.bundle.spec;
         let linux = spec.linux().as_ref();
@@ -132,9 +171,12 @@ impl PodPlan {
             users: users.map(Into::into),
             ..ConfigureSandboxRequest::default()
         };
+        let mut processors = hardware::processors(&self.annotations, room)?;
+        let binding = self.bind(&mut processors, room, cpus)?;
         let machine = MachinePlan {
             room,
-            processors: hardware::processors(&self.annotations, room)?,
+            binding,
+            processors,
             memory_backing: hardware::memory_backing(
                 &self.annotations,
                 self.config.transparent_huge_pages,

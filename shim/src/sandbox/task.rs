@@ -11,7 +11,6 @@ use super::undo::Undo;
 use crate::io::{Stdio, Streams};
 use crate::pod::cpu_set::CpuSet;
 use crate::pod::resources::Share;
-use crate::pod::room::Demand;
 
 /// A process.
 pub(super) struct Process {
@@ -164,13 +163,13 @@ impl Tasks {
         sets.filter(|sets| !sets.is_empty()).map(CpuSet::union)
     }
 
-    /// What all containers that have not ended may use together, with another share for `changed`.
-    pub(super) fn demand(&self, changed: &str, share: &Share) -> Demand {
+    /// What all containers that have not ended are given, with another share for `changed`.
+    pub(super) fn shares<'a>(&'a self, changed: &str, share: &'a Share) -> Vec<&'a Share> {
         let others = self.0.iter().filter(|(id, task)| {
             let is_over = task.is_sandbox || task.init.state.exit().is_some();
             id.as_str() != changed && !is_over
         });
-        Demand::of(others.map(|(_, task)| &task.share).chain([share]))
+        others.map(|(_, task)| &task.share).chain([share]).collect()
     }
 
     /// All processes; each container's execs before its init, the sandbox last.

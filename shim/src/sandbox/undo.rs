@@ -9,6 +9,7 @@ use podvisor_proto::agent::v1::{AgentClient, DeleteProcessRequest};
 use super::volumes::{VolumeKey, Volumes, remove_export};
 use crate::guest::Machine;
 use crate::host::HostOps;
+use crate::pod::binding::Binding;
 use crate::pod::room::Room;
 
 /// What takes things back.
@@ -24,6 +25,8 @@ pub struct Hands {
     pub volumes: Volumes,
     /// The machine's size.
     pub room: Room,
+    /// How it is bound to its host.
+    pub binding: Binding,
 }
 
 /// One thing to take back.

@@ -7,7 +7,7 @@ use podvisor_proto::ttrpc::{Code, Status as TtrpcStatus};
 use podvisor_vmm::EndReason;
 
 use super::machines::MACHINE;
-use super::{CONTAINER, Pod};
+use super::{CONTAINER, Pod, SANDBOX};
 
 /// A pod of one CPU and 128 MiB, whose machine has room for more.
 const ROOM: &str = r#","io.kubernetes.cri.sandbox-memory":"134217728","podvisor.io/max-cpus":"4",
@@ -195,4 +195,110 @@ async fn a_machine_grows_as_a_whole() {
     );
     update(&pod, SMALL).await.unwrap();
     assert_eq!(pod.sizes(), ["128 MiB", "1 vCPUs"]);
+}
+
+const PINNED: &str = r#","io.kubernetes.cri.sandbox-cpu-quota":"200000",
+    "io.kubernetes.cri.sandbox-cpu-period":"100000","podvisor.io/cpu-pinning":"auto""#;
+
+impl Pod {
+    /// Creates a container with resources (JSON).
+    async fn create_with(&self, id: &str, resources: &str) -> Result<(), TtrpcStatus> {
+        let bundle = self.bundle(id, "container");
+        let path = std::path::Path::new(&bundle).join("config.json");
+        let mut spec: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        spec["linux"]["resources"] = serde_json::from_str(resources).unwrap();
+        std::fs::write(&path, spec.to_string()).unwrap();
+        let request = CreateTaskRequest {
+            id: id.into(),
+            bundle,
+            ..CreateTaskRequest::default()
+        };
+        self.client.create(request).await.map(drop)
+    }
+
+    fn pinned(&self) -> Vec<Vec<usize>> {
+        self.guest.state.lock().unwrap().pinned.clone()
+    }
+}
+
+fn on_cpus(cpus: &str) -> String {
+    format!(r#"{{"cpu":{{"cpus":"{cpus}","quota":100000,"period":100000}}}}"#)
+}
+
+#[tokio::test(start_paused = true)]
+async fn processors_are_pinned_to_what_containers_have_for_themselves() {
+    let pod = Pod::of_kind(PINNED).await;
+    for (resources, why) in [
+        ("{}", "names no CPUs"),
+        (&*on_cpus("0-3"), "CPUs 0-3 are not"),
+    ] {
+        let error = pod.create_with(CONTAINER, resources).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument);
+        assert!(error.message().contains(why), "{error}");
+    }
+    assert!(pod.pinned().is_empty());
+    pod.create_with(CONTAINER, &on_cpus("4")).await.unwrap();
+    assert_eq!(pod.pinned(), [[4]], "another container is to come");
+    pod.create_with("c2", &on_cpus("6")).await.unwrap();
+    assert_eq!(pod.pinned(), [[4], [6]]);
+    assert_eq!(pod.guest.state.lock().unwrap().cpus, "4,6");
+    update_of(&pod, "c2", &on_cpus("7")).await.unwrap();
+    assert_eq!(pod.pinned(), [[4], [7]]);
+    let error = update_of(&pod, "c2", &on_cpus("0-7")).await.unwrap_err();
+    assert!(error.message().contains("0-7"), "{error}");
+    let error = update_of(&pod, "c2", &on_cpus("4")).await.unwrap_err();
+    assert!(error.message().contains("2 vCPUs"), "{error}");
+    assert_eq!(pod.pinned(), [[4], [7]]);
+}
+
+#[tokio::test]
+async fn a_machine_without_cpus_of_its_own_is_not_pinned() {
+    let pod = Pod::of_kind(&format!("{MACHINE}{PINNED}")).await;
+    let error = pod.create_machine(CONTAINER).await.unwrap_err();
+    assert!(
+        error.message().contains("podvisor.io/cpu-pinning"),
+        "{error}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_with_an_image_of_its_hosts_nodes_comes_with_its_first_container() {
+    let numa = r#","podvisor.io/numa":"auto""#;
+    let launched = |pod: &Pod| pod.guest.state.lock().unwrap().launched.len();
+    let pod = Pod::of_kind(numa).await;
+    assert_eq!(launched(&pod), 0);
+    pod.create_with(CONTAINER, &on_cpus("0")).await.unwrap();
+    pod.start(CONTAINER, "").await.unwrap();
+    pod.create_with("c2", "{}").await.unwrap();
+    assert_eq!(launched(&pod), 1);
+    pod.kill(SANDBOX, "", 9).await.unwrap();
+    for id in [CONTAINER, SANDBOX] {
+        assert_eq!(pod.wait(id, "").await, 137);
+    }
+
+    // One that ends before, and one that cannot boot: the next container tries again.
+    let pod = Pod::of_kind(numa).await;
+    pod.guest.state.lock().unwrap().silent = true;
+    pod.create_with(CONTAINER, &on_cpus("0")).await.unwrap_err();
+    pod.guest.state.lock().unwrap().silent = false;
+    pod.create_with(CONTAINER, &on_cpus("0")).await.unwrap();
+    assert_eq!(launched(&pod), 2);
+    let pod = Pod::of_kind(numa).await;
+    pod.kill(SANDBOX, "", 9).await.unwrap();
+    assert_eq!(pod.wait(SANDBOX, "").await, 137);
+    assert_eq!(launched(&pod), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_can_be_ended_while_its_guest_comes_with_a_container() {
+    let pod = Pod::of_kind(r#","podvisor.io/numa":"auto""#).await;
+    pod.guest.state.lock().unwrap().silent = true;
+    let resources = on_cpus("0");
+    let (created, ()) = tokio::join!(pod.create_with(CONTAINER, &resources), async {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        pod.kill(SANDBOX, "", 9).await.unwrap();
+    });
+    created.unwrap_err();
+    assert_eq!(pod.wait(SANDBOX, "").await, 137);
 }

@@ -17,6 +17,7 @@ pub fn cases() -> Vec<Case> {
             beyond_the_machine,
         ),
         long("a_pod_grows_and_shrinks_with_its_limits", growth),
+        long("a_pods_processors_are_pinned_near_its_memory", binding),
         gate("memory_shortage_ends_only_who_caused_it", memory_shortage),
     ]
 }
@@ -229,6 +230,49 @@ fn growth(cri: &Cri) -> Result<()> {
         again.0 == 2 && again.1 > last.1,
         "the second time {again:?}"
     );
+    Ok(())
+}
+
+/// One processor on one node: what there is of them in a node of ours.
+fn binding(cri: &Cri) -> Result<()> {
+    let pod = PodBuilder::new(cri, Handler::Podvisor, "bound")
+        .annotation("podvisor.io/cpu-pinning", "auto")
+        .annotation("podvisor.io/numa", "auto")
+        .run()?;
+    for (cpus, millicpus, why) in [("", 1000, "names no CPUs"), ("0", 500, "a limit of 500m")] {
+        let container = pod.container("shared").millicpus(millicpus);
+        let container = container.with_resources(|all| all.cpuset_cpus = cpus.into());
+        let error = container
+            .start()
+            .err()
+            .context("pinned without CPUs of its own")?;
+        let error = format!("{error:#}");
+        for part in ["podvisor.io/cpu-pinning", why] {
+            ensure!(
+                error.contains(part),
+                "{part:?} is not in the error: {error}"
+            );
+        }
+    }
+    let container = pod.container("own").millicpus(1000);
+    let container = container
+        .with_resources(|all| all.cpuset_cpus = "0".into())
+        .start()?;
+    ensure!(container.shell("nproc")? == "1", "more than one CPU");
+    let process = format!("/proc/{}", pod.shim_pid()?);
+    let mut pinned = None;
+    for task in fs::read_dir(format!("{process}/task"))? {
+        let path = task?.path();
+        if fs::read_to_string(path.join("comm"))?.trim() == "vcpu0" {
+            let status = fs::read_to_string(path.join("status"))?;
+            let mut lines = status.lines();
+            let list = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+            pinned = list.map(|list| list.trim().to_owned());
+        }
+    }
+    ensure!(pinned.as_deref() == Some("0"), "vcpu0 runs on {pinned:?}");
+    let maps = fs::read_to_string(format!("{process}/numa_maps"))?;
+    ensure!(maps.contains(" bind:0 "), "no memory is bound:\n{maps}");
     Ok(())
 }
 
