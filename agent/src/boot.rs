@@ -144,7 +144,11 @@ pub fn prepare() -> Result<(), BootError> {
 
 /// Takes back what huge pages add to the kernel's reserve: from 512 MiB on khugepaged raises it to
 /// 22 MiB a zone (mm/khugepaged.c, set_recommended_min_free_kbytes), which no container could use.
-fn lower_reserve() -> io::Result<()> {
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn lower_reserve() -> io::Result<()> {
     let memory = rustix::system::sysinfo();
     let kib = (memory.totalram * u64::from(memory.mem_unit)) >> 10;
     let (least, most) = MIN_FREE_BOUNDS;

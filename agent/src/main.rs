@@ -16,6 +16,7 @@ mod container;
 mod disks;
 mod events;
 mod forward;
+mod hardware;
 mod huge_pages;
 mod log;
 mod machine;

@@ -9,10 +9,12 @@ use podvisor_proto::ttrpc::Status;
 use prost::Message as _;
 
 use crate::apparmor::{self, PolicyError};
+use crate::boot;
 use crate::cgroup;
 use crate::container::{ContainerError, Containers, LaunchError, ProcessKey};
 use crate::disks::{self, DiskError};
 use crate::error_chain;
+use crate::hardware;
 use crate::memory_volumes;
 use crate::network::NetworkError;
 use crate::pod_users::PodUsersError;
@@ -272,6 +274,18 @@ impl Agent for AgentService {
         self.containers
             .update(&request.container_id, &request.resources_json)?;
         Ok(UpdateContainerResponse {})
+    }
+
+    async fn use_hardware(
+        &self,
+        request: UseHardwareRequest,
+    ) -> Result<UseHardwareResponse, Status> {
+        hardware::take_into_use(request.processors, request.memory_bytes).await?;
+        // Memory that comes has the kernel choose its reserve anew.
+        if let Err(error) = boot::lower_reserve() {
+            tracing::warn!(%error, "the kernel's reserve stays");
+        }
+        Ok(UseHardwareResponse {})
     }
 
     async fn pause_container(

@@ -97,8 +97,8 @@ pub const DEFINITIONS: [Definition; Key::ALL.len()] = [
         .else_is("the CPU limit rounded up, at most the host's processors")
         .such_as(&["2"]),
     Definition::new(Key::MaxCpus, Vcpus::KIND)
-        .means("vCPUs that the guest can have after hot-add")
-        .else_is("twice the vCPUs at boot, at most the host's processors")
+        .means("vCPUs that the guest can have: their number follows the containers' CPU limits when these change")
+        .else_is("the vCPUs at boot: their number stays")
         .at_least(Key::Cpus)
         .such_as(&["8"]),
     Definition::new(Key::Memory, MemorySize::KIND)
@@ -106,8 +106,8 @@ pub const DEFINITIONS: [Definition; Key::ALL.len()] = [
         .else_is("the memory limit and what the guest itself takes")
         .such_as(&["512Mi", "1.5Gi", "2147483648"]),
     Definition::new(Key::MaxMemory, MemorySize::KIND)
-        .means("guest memory after hot-add")
-        .else_is("twice the memory at boot")
+        .means("guest memory at most: it follows the containers' memory limits when these change")
+        .else_is("the memory at boot: it stays")
         .at_least(Key::Memory)
         .such_as(&["8Gi"]),
     Definition::new(Key::CpuTopology, CpuTopology::KIND)

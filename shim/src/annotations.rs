@@ -7,13 +7,7 @@ use podvisor_annotations::{AnnotationError, Annotations, Key, Limits};
 use thiserror::Error;
 
 /// Keys that this server does not carry out.
-const NOT_SUPPORTED: [Key; 5] = [
-    Key::MaxCpus,
-    Key::MaxMemory,
-    Key::CpuPinning,
-    Key::Numa,
-    Key::Nics,
-];
+const NOT_SUPPORTED: [Key; 1] = [Key::Nics];
 
 /// Annotations that this server cannot honour.
 #[derive(Debug, Error)]
@@ -88,7 +82,7 @@ mod tests {
             ("podvisor.io/cpus", "many"),
             ("podvisor.io/memory", "12parsecs"),
             ("podvisor.io/kernel-args", "init=/bin/sh"),
-            ("podvisor.io/numa", "auto"),
+            ("podvisor.io/nics", "[{name: eth0}]"),
         ] {
             let error = read_one(key, value).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains(value), "{error}");

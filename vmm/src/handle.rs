@@ -164,12 +164,12 @@ impl VmHandle {
             .map_err(OrderError::Interrupt)
     }
 
-    /// Lets every processor run on its own host CPU only, by `host_cpus`; those beyond the list
-    /// run wherever this process may.
+    /// Lets every processor run on its own host CPUs only, by `host_cpus`; those beyond the list, or
+    /// without any, run wherever this process may.
     ///
     /// # Errors
     /// [`PinError`]; the processors before the one it names are bound.
-    pub fn pin_vcpus(&self, host_cpus: &[usize]) -> Result<(), PinError> {
+    pub fn pin_vcpus(&self, host_cpus: &[Vec<usize>]) -> Result<(), PinError> {
         self.machine.threads.pin(host_cpus)
     }
 

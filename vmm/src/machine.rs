@@ -191,7 +191,7 @@ struct Parts {
     platform: Arc<Platform>,
     vm: Arc<VmFd>,
     ram: GuestRam,
-    pinning: Vec<usize>,
+    pinning: Vec<Vec<usize>>,
 }
 
 impl Parts {

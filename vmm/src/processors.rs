@@ -12,9 +12,9 @@ pub struct Processors {
     topology: Topology,
     /// What CPUID says.
     pub model: CpuModel,
-    /// Host CPUs by processor: each runs on its own only. Processors beyond the list run
+    /// Host CPUs by processor: each runs on its own only. Processors beyond the list, or without any, run
     /// wherever this process may.
-    pub pinning: Vec<usize>,
+    pub pinning: Vec<Vec<usize>>,
 }
 
 impl Processors {

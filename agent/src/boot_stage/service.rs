@@ -137,6 +137,7 @@ impl Agent for BootService {
         delete_process(DeleteProcessRequest) -> DeleteProcessResponse;
         list_processes(ListProcessesRequest) -> ListProcessesResponse;
         update_container(UpdateContainerRequest) -> UpdateContainerResponse;
+        use_hardware(UseHardwareRequest) -> UseHardwareResponse;
         pause_container(PauseContainerRequest) -> PauseContainerResponse;
         resume_container(ResumeContainerRequest) -> ResumeContainerResponse;
         container_stats(ContainerStatsRequest) -> ContainerStatsResponse;

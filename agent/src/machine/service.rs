@@ -11,6 +11,7 @@ use super::account::PATH;
 use super::processes::Processes;
 use super::{usage, volumes};
 use crate::container::ProcessKey;
+use crate::hardware;
 use crate::refuse::refuse;
 use crate::sandbox;
 
@@ -144,6 +145,14 @@ impl Agent for MachineService {
     async fn next_events(&self, request: NextEventsRequest) -> Result<NextEventsResponse, Status> {
         let events = self.processes.events.next(request.after).await;
         Ok(NextEventsResponse { events })
+    }
+
+    async fn use_hardware(
+        &self,
+        request: UseHardwareRequest,
+    ) -> Result<UseHardwareResponse, Status> {
+        hardware::take_into_use(request.processors, request.memory_bytes).await?;
+        Ok(UseHardwareResponse {})
     }
 
     async fn shutdown(&self, _: ShutdownRequest) -> Result<ShutdownResponse, Status> {

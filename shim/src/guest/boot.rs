@@ -14,8 +14,9 @@ use tokio::sync::watch;
 use super::client::{self, AgentError};
 use super::{LaunchError, Launched, Launcher, Machine, MachinePlan};
 use crate::host::{HostError, HostOps, NetworkRequest, Nic, trim_heap};
+use crate::pod::binding::Binding;
 use crate::pod::network::PodNetwork;
-use crate::pod::sizing::Size;
+use crate::pod::room::Room;
 use crate::timeline::Timeline;
 
 /// Entropy given to a guest, in bytes: what its pool's key is made of.
@@ -59,7 +60,9 @@ pub struct Guest {
     /// The agent's API.
     pub agent: AgentClient,
     /// The machine's size.
-    pub size: Size,
+    pub room: Room,
+    /// How it is bound to its host.
+    pub binding: Binding,
 }
 
 /// The last lines of a console, for people.
@@ -150,7 +153,7 @@ pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootEr
     tools.timeline.done("taps");
     let launcher = Arc::clone(&tools.launcher);
     let machine = plan.machine;
-    let size = machine.size;
+    let (room, binding) = (machine.room, machine.binding.clone());
     let Launched { machine, ended, .. } =
         tokio::task::spawn_blocking(move || launcher.launch(machine)).await??;
     tools.timeline.done("vm started");
@@ -189,7 +192,8 @@ pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootEr
         machine,
         ended,
         agent,
-        size,
+        room,
+        binding,
     })
 }
 

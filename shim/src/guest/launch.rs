@@ -18,8 +18,9 @@ use podvisor_devices::vsock::{Vsock, VsockConfig, VsockHost};
 use podvisor_proto::agent::{FS_TAG, READY_PORT};
 use podvisor_vmm::config::ConfigError;
 use podvisor_vmm::{
-    Console, DeviceSlot, EndReason, KernelArgs, OrderError, Phase, ThreadKind, Vcpus, Vm, VmConfig,
-    VmEvent, VmHandle, WatchdogConfig, confine, spawn_io_loop,
+    Console, DeviceSlot, EndReason, HotMemory, KernelArgs, MemoryPlugError, MemorySize,
+    MemoryState, OrderError, Phase, PinError, ThreadKind, VcpuPlugError, VcpuState, Vcpus, Vm,
+    VmConfig, VmEvent, VmHandle, WatchdogConfig, confine, spawn_io_loop,
 };
 use tokio::sync::watch;
 
@@ -31,6 +32,7 @@ use super::pet_disk::DiskThreads;
 use super::vsock::GuestStream;
 use super::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, PetParts, Stream};
 use crate::host::Nic;
+use crate::pod::room::Room;
 use crate::sandbox::chain;
 
 /// The guest's context identifier. Nobody else sees it: the device is not the host's vsock.
@@ -101,15 +103,15 @@ impl Launcher for KvmLauncher {
         let (restart, restarts) = watch::channel(0);
         let config = VmConfig {
             processors: plan.processors,
-            memory: plan.size.memory,
+            memory: plan.room.booted.memory,
             memory_backing: plan.memory_backing,
             smbios: plan.smbios,
-            hot_memory: None,
-            numa: None,
+            hot_memory: hot_memory(plan.room, &io),
+            numa: plan.binding.numa,
             generation_id,
             kernel: plan.kernel.clone(),
             initrd: Some(plan.initrd),
-            kernel_args: kernel_args(plan.size.vcpus, &plan.kernel_args)?,
+            kernel_args: kernel_args(plan.room, &plan.kernel_args)?,
             // A machine's own system has a login, and a button to switch it off. With another
             // console the serial port is for what our own kernel says before.
             console: if is_pet && plan.extras.console == ConsoleKind::Serial {
@@ -136,7 +138,7 @@ impl Launcher for KvmLauncher {
         };
         let vm = Vm::start(config, Box::new(move |event| reporter.report(event)));
         let vm = vm.map_err(start)?;
-        let memory = plan.size.memory.bytes();
+        let memory = plan.room.booted.memory.bytes();
         Ok(Launched {
             machine: Arc::new(KvmMachine {
                 _balloon: balloon.map(|control| Follower::spawn(control, memory)),
@@ -152,8 +154,15 @@ impl Launcher for KvmLauncher {
     }
 }
 
-fn kernel_args(vcpus: Vcpus, more: &[String]) -> Result<KernelArgs, ConfigError> {
-    let one_cpu = (vcpus == Vcpus::MIN).then_some(ONE_CPU_ARGS);
+/// What it takes for more memory than at the start, where there is to be any.
+fn hot_memory(room: Room, io: &EventLoop) -> Option<HotMemory> {
+    let max = room.most.memory;
+    let io = io.clone();
+    (max > room.booted.memory).then_some(HotMemory { max, io })
+}
+
+fn kernel_args(room: Room, more: &[String]) -> Result<KernelArgs, ConfigError> {
+    let one_cpu = (room.most.vcpus == Vcpus::MIN).then_some(ONE_CPU_ARGS);
     let words = [KERNEL_ARGS].into_iter().chain(one_cpu);
     let words: Vec<&str> = words.chain(more.iter().map(String::as_str)).collect();
     KernelArgs::new(&words.join(" "))
@@ -285,6 +294,26 @@ impl Machine for KvmMachine {
 
     fn resume(&self) -> Result<(), OrderError> {
         self.vm.resume()
+    }
+
+    fn set_vcpus(&self, wanted: Vcpus) -> Result<(), VcpuPlugError> {
+        self.vm.set_vcpus(wanted)
+    }
+
+    fn vcpus(&self) -> VcpuState {
+        self.vm.vcpus()
+    }
+
+    fn pin(&self, host_cpus: &[Vec<usize>]) -> Result<(), PinError> {
+        self.vm.pin_vcpus(host_cpus)
+    }
+
+    fn set_memory(&self, wanted: MemorySize) -> Result<(), MemoryPlugError> {
+        self.vm.set_memory(wanted)
+    }
+
+    fn memory(&self) -> Option<MemoryState> {
+        self.vm.memory()
     }
 
     fn timeline(&self) -> Vec<Phase> {

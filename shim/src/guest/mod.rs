@@ -26,7 +26,8 @@ use std::time::Duration;
 
 use podvisor_devices::fs::{ExportError, ExportOptions, Writes};
 use podvisor_vmm::{
-    EndReason, MemoryBacking, OrderError, Phase, Processors, ResetPolicy, SmbiosConfig, StartError,
+    EndReason, MemoryBacking, MemoryPlugError, MemorySize, MemoryState, OrderError, Phase,
+    PinError, Processors, ResetPolicy, SmbiosConfig, StartError, VcpuPlugError, VcpuState, Vcpus,
 };
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -36,7 +37,8 @@ use self::disk::{Disk, DiskError};
 use self::extras::Extras;
 use self::pet_disk::PetDisk;
 use crate::host::Nic;
-use crate::pod::sizing::Size;
+use crate::pod::binding::Binding;
+use crate::pod::room::Room;
 
 /// A connection to the guest.
 pub type Stream = Box<dyn Duplex>;
@@ -74,6 +76,31 @@ pub trait Machine: Send + Sync + 'static {
     /// # Errors
     /// [`OrderError::Ended`].
     fn resume(&self) -> Result<(), OrderError>;
+
+    /// Asks for processors in all. New ones are there when this returns, which takes a moment; others go
+    /// when the guest lets go of them.
+    ///
+    /// # Errors
+    /// [`VcpuPlugError`].
+    fn set_vcpus(&self, wanted: Vcpus) -> Result<(), VcpuPlugError>;
+
+    /// How its processors stand.
+    fn vcpus(&self) -> VcpuState;
+
+    /// Lets each processor run on its own CPUs of the host only; those without any are free.
+    ///
+    /// # Errors
+    /// [`PinError`].
+    fn pin(&self, host_cpus: &[Vec<usize>]) -> Result<(), PinError>;
+
+    /// Asks the guest to have memory in all. It follows as far and as fast as it can.
+    ///
+    /// # Errors
+    /// [`MemoryPlugError`].
+    fn set_memory(&self, wanted: MemorySize) -> Result<(), MemoryPlugError>;
+
+    /// How its memory stands; None when it cannot change.
+    fn memory(&self) -> Option<MemoryState>;
 
     /// When the steps of its start were done.
     fn timeline(&self) -> Vec<Phase>;
@@ -122,8 +149,10 @@ pub trait Machine: Send + Sync + 'static {
 
 /// What a machine is to be.
 pub struct MachinePlan {
-    /// Its size.
-    pub size: Size,
+    /// Its size, and how far it can grow.
+    pub room: Room,
+    /// How it is bound to its host.
+    pub binding: Binding,
     /// The guest's kernel.
     pub kernel: PathBuf,
     /// Its initial image.

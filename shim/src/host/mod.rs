@@ -50,7 +50,9 @@ pub use pod_files::PodFilesError;
 pub use rootfs::{MountError, unmount_all};
 pub use route_socket::RouteError;
 pub use scan::ScanError;
-pub use setup::{SetupError, be_small, host_name, private_mounts, set_oom_score, trim_heap};
+pub use setup::{
+    SetupError, allowed_cpus, be_small, host_name, private_mounts, set_oom_score, trim_heap,
+};
 pub use volume_origin::{MemoryOrigin, Ownership, VolumeOrigin};
 
 use crate::pod::users::UserMaps;

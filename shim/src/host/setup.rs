@@ -9,6 +9,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use thiserror::Error;
 
+use crate::pod::cpu_set::CpuSet;
+
 /// Why a server cannot set itself up.
 #[derive(Debug, Error)]
 pub enum SetupError {
@@ -21,6 +23,9 @@ pub enum SetupError {
     /// The OOM score stays.
     #[error("cannot set the OOM score")]
     OomScore(#[source] io::Error),
+    /// The kernel does not tell where this process may run.
+    #[error("cannot tell the CPUs of this process")]
+    Cpus(#[source] io::Error),
 }
 
 /// Gives this process mounts of its own: new ones of the host appear, own ones do not leave. Must
@@ -39,6 +44,21 @@ pub fn host_name() -> String {
     // Without one the guest keeps its own, as a container of the host would.
     let name = nix::unistd::gethostname().unwrap_or_default();
     name.to_string_lossy().into_owned()
+}
+
+/// What the kernel tells of this process (proc_pid_status(5)).
+const STATUS: &str = "/proc/self/status";
+
+/// The CPUs of the host that this process may use.
+///
+/// # Errors
+/// [`SetupError::Cpus`].
+pub fn allowed_cpus() -> Result<CpuSet, SetupError> {
+    let text = fs::read_to_string(STATUS).map_err(SetupError::Cpus)?;
+    let mut lines = text.lines();
+    let list = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let invalid = || SetupError::Cpus(io::ErrorKind::InvalidData.into());
+    list.and_then(|list| list.parse().ok()).ok_or_else(invalid)
 }
 
 /// Sets how likely the host's OOM killer takes this process, -1000 to 1000.

@@ -7,6 +7,9 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::Spec;
 use thiserror::Error;
 
+use super::resources::{ResourcesError, Share};
+use super::sizing::DEFAULT_CPU_PERIOD_US;
+
 pub(super) const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 pub(super) const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 pub(super) const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
@@ -71,7 +74,26 @@ pub struct Limits {
     pub cpu_period_us: Option<u64>,
 }
 
+impl Limits {
+    /// The CPU limit in thousandths of a CPU, if there is one.
+    pub fn millicpus(&self) -> Option<u64> {
+        let period = self.cpu_period_us.unwrap_or(DEFAULT_CPU_PERIOD_US).max(1);
+        self.cpu_quota_us
+            .map(|quota| quota.saturating_mul(1000) / period)
+    }
+}
+
 impl Bundle {
+    /// What its container is given.
+    ///
+    /// # Errors
+    /// [`ResourcesError`].
+    pub fn share(&self) -> Result<Share, ResourcesError> {
+        let linux = self.spec.linux().as_ref();
+        let resources = linux.and_then(|linux| linux.resources().as_ref());
+        resources.map_or_else(|| Ok(Share::default()), Share::of)
+    }
+
     /// Reads the bundle at `path`.
     ///
     /// # Errors

@@ -24,6 +24,21 @@ impl CpuSet {
         self.0.last().is_none_or(|last| *last < count)
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Their numbers, the lowest first.
+    pub fn numbers(&self) -> impl Iterator<Item = usize> {
+        self.0.iter().filter_map(|cpu| usize::try_from(*cpu).ok())
+    }
+
+    /// Whether this CPU is one of them.
+    pub fn has(&self, cpu: usize) -> bool {
+        u32::try_from(cpu).is_ok_and(|cpu| self.0.contains(&cpu))
+    }
+
     /// All CPUs of several sets.
     pub fn union<'a>(sets: impl IntoIterator<Item = &'a Self>) -> Self {
         Self(sets.into_iter().flat_map(|set| &set.0).copied().collect())

@@ -14,7 +14,7 @@ use podvisor_vmm::smbios::{
 use podvisor_vmm::{CpuLevel, CpuModel, MemoryBacking, Processors, SmbiosConfig, Topology};
 use thiserror::Error;
 
-use super::sizing::Size;
+use super::room::Room;
 use crate::guest::extras::Extras;
 
 /// Hardware that a machine cannot have.
@@ -25,8 +25,8 @@ pub enum HardwareError {
     Processors(#[from] ConfigError),
     /// The topology is for another number of processors.
     #[error(
-        "podvisor.io/cpu-topology: {topology} is for {possible} processors, the machine has {vcpus}: \
-         set podvisor.io/cpus or the CPU limit to as many"
+        "podvisor.io/cpu-topology: {topology} is for {possible} processors, the machine can have {vcpus}: \
+         set podvisor.io/max-cpus, podvisor.io/cpus or the CPU limit to as many"
     )]
     Topology {
         /// What was given.
@@ -41,28 +41,28 @@ pub enum HardwareError {
     Text(#[from] TextError),
 }
 
-/// The processors of a machine of that size.
+/// The processors of a machine with that room.
 ///
 /// # Errors
 /// [`HardwareError`].
-pub fn processors(annotations: &Annotations, size: Size) -> Result<Processors, HardwareError> {
+pub fn processors(annotations: &Annotations, room: Room) -> Result<Processors, HardwareError> {
     let topology = match annotations.cpu_topology {
-        None => Topology::of_cores(size.vcpus),
+        None => Topology::of_cores(room.most.vcpus),
         Some(given) => {
             let [sockets, cores, threads] =
                 [given.sockets(), given.cores(), given.threads()].map(u32::from);
             let topology = Topology::new(sockets, cores, threads)?;
-            if topology.possible() != size.vcpus {
+            if topology.possible() != room.most.vcpus {
                 return Err(HardwareError::Topology {
                     topology: given.to_string(),
                     possible: topology.possible().get(),
-                    vcpus: size.vcpus.get(),
+                    vcpus: room.most.vcpus.get(),
                 });
             }
             topology
         }
     };
-    let mut processors = Processors::new(size.vcpus, topology)?;
+    let mut processors = Processors::new(room.booted.vcpus, topology)?;
     processors.model = match annotations.cpu_model {
         None | Some(Model::Host) => CpuModel::Host,
         Some(Model::V2) => CpuModel::Level(CpuLevel::V2),

@@ -16,7 +16,8 @@ const GUEST_MEMORY_NODES: u32 = 1;
 pub enum ResourcesError {
     /// More memory than the machine has.
     #[error(
-        "resources.limits.memory of {} is more than the {} of the pod's VM, which cannot grow while it runs",
+        "resources.limits.memory of {} is more than the {} of the pod's VM, which cannot grow that far while it runs: \
+         podvisor.io/max-memory gives it room",
         mib(*.limit), mib(*.guest)
     )]
     Memory {
@@ -27,7 +28,8 @@ pub enum ResourcesError {
     },
     /// More CPU time than the machine has processors for.
     #[error(
-        "resources.limits.cpu of {}m is more than the pod's VM gives with {vcpus} CPUs, which cannot grow while it runs",
+        "resources.limits.cpu of {}m is more than the pod's VM gives with {vcpus} CPUs, which cannot grow that far while it runs: \
+         podvisor.io/max-cpus gives it room",
         .millicpus
     )]
     Cpu {
@@ -49,13 +51,50 @@ pub enum ResourcesError {
     Json(String),
 }
 
-/// What a container is given of CPUs.
+/// What a container is given of its pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CpuShare {
+pub struct Share {
     /// The CPUs of the host on which it may run; None for all.
     pub host_cpus: Option<CpuSet>,
     /// Its limit in thousandths of a CPU; None for none.
     pub limit_millicpus: Option<u64>,
+    /// Its weight among all that want CPU time.
+    pub cpu_shares: Option<u64>,
+    /// Its memory limit in bytes; None for none.
+    pub memory: Option<u64>,
+}
+
+impl Share {
+    /// What `resources` give.
+    ///
+    /// # Errors
+    /// [`ResourcesError::CpuSet`].
+    pub fn of(resources: &LinuxResources) -> Result<Self, ResourcesError> {
+        let cpu = resources.cpu().as_ref();
+        let cpus = cpu.and_then(|cpu| cpu.cpus().as_deref());
+        Ok(Self {
+            host_cpus: set("cpus", cpus)?,
+            limit_millicpus: cpu.and_then(limit_millicpus),
+            cpu_shares: cpu.and_then(|cpu| cpu.shares()),
+            memory: memory_limit(resources),
+        })
+    }
+
+    /// Whether it has a CPU limit above that of `before`.
+    pub fn has_more_cpu_than(&self, before: &Self) -> bool {
+        match (before.limit_millicpus, self.limit_millicpus) {
+            (Some(before), Some(now)) => now > before,
+            _ => false,
+        }
+    }
+}
+
+/// Resources as containerd sends them (JSON).
+///
+/// # Errors
+/// [`ResourcesError::Json`].
+pub fn parse(json: &[u8]) -> Result<LinuxResources, ResourcesError> {
+    serde_json::from_slice(json).map_err(|e| ResourcesError::Json(e.to_string()))
 }
 
 /// Resources as the guest gets them.
@@ -63,8 +102,8 @@ pub struct CpuShare {
 pub struct GuestResources {
     /// What goes to the guest's cgroup.
     pub resources: LinuxResources,
-    /// What they give of CPUs.
-    pub cpus: CpuShare,
+    /// What they give.
+    pub share: Share,
 }
 
 impl GuestResources {
@@ -75,27 +114,29 @@ impl GuestResources {
     /// [`ResourcesError`].
     pub fn of_new(mut resources: LinuxResources, size: Size) -> Result<Self, ResourcesError> {
         check_memory(&resources, size)?;
-        let mut cpus = CpuShare::default();
+        let share = Share::of(&resources)?;
         if let Some(cpu) = resources.cpu_mut() {
-            cpus.limit_millicpus = limit_millicpus(cpu);
-            cpus.host_cpus = translate_sets(cpu, size)?;
+            translate_sets(cpu, share.host_cpus.as_ref(), size)?;
         }
-        Ok(Self { resources, cpus })
+        Ok(Self { resources, share })
     }
 
-    /// Fits changed resources (JSON) of a container that had `before` into its machine. A CPU limit
-    /// that is raised beyond the machine is refused: it would have no effect.
+    /// Fits changed resources of a container that had `before` into its machine. A CPU limit that is
+    /// raised beyond the machine is refused: it would have no effect.
     ///
     /// # Errors
     /// [`ResourcesError`].
-    pub fn of_update(json: &[u8], size: Size, before: &CpuShare) -> Result<Self, ResourcesError> {
-        let resources: LinuxResources =
-            serde_json::from_slice(json).map_err(|e| ResourcesError::Json(e.to_string()))?;
+    pub fn of_update(
+        resources: LinuxResources,
+        size: Size,
+        before: &Share,
+    ) -> Result<Self, ResourcesError> {
         let fitted = Self::of_new(resources, size)?;
         let vcpus = u32::from(size.vcpus.get());
-        match (before.limit_millicpus, fitted.cpus.limit_millicpus) {
-            (Some(before), Some(millicpus))
-                if millicpus > before && millicpus > u64::from(vcpus) * 1000 =>
+        match fitted.share.limit_millicpus {
+            Some(millicpus)
+                if fitted.share.has_more_cpu_than(before)
+                    && millicpus > u64::from(vcpus) * 1000 =>
             {
                 Err(ResourcesError::Cpu { millicpus, vcpus })
             }
@@ -110,13 +151,14 @@ impl GuestResources {
     }
 }
 
+fn memory_limit(resources: &LinuxResources) -> Option<u64> {
+    let limit = resources.memory().as_ref()?.limit()?;
+    u64::try_from(limit).ok().filter(|limit| *limit > 0)
+}
+
 fn check_memory(resources: &LinuxResources, size: Size) -> Result<(), ResourcesError> {
-    let limit = resources
-        .memory()
-        .as_ref()
-        .and_then(|memory| memory.limit());
     let guest = size.memory.bytes();
-    match limit.and_then(|limit| u64::try_from(limit).ok()) {
+    match memory_limit(resources) {
         Some(limit) if limit > guest => Err(ResourcesError::Memory { limit, guest }),
         _ => Ok(()),
     }
@@ -130,33 +172,32 @@ fn limit_millicpus(cpu: &LinuxCpu) -> Option<u64> {
     Some(quota.saturating_mul(1000) / period.unwrap_or(DEFAULT_CPU_PERIOD_US))
 }
 
-/// Takes the sets that name what only the host has out of `cpu`; yields the CPUs of the host.
+/// A list of CPUs or memory nodes; None when it is empty.
+fn set(field: &'static str, text: Option<&str>) -> Result<Option<CpuSet>, ResourcesError> {
+    let text = text.map(str::trim).filter(|text| !text.is_empty());
+    text.map(str::parse::<CpuSet>)
+        .transpose()
+        .map_err(|source| ResourcesError::CpuSet { field, source })
+}
+
+/// Takes the sets that name what only the host has out of `cpu`, whose CPUs are `cpus`.
 ///
 /// The numbers are the host's. A guest that has CPUs of all these numbers confines the container
 /// to its own ones, so that it counts as many as with runc; another guest does not confine it.
 /// Either way the host confines the machine.
-fn translate_sets(cpu: &mut LinuxCpu, size: Size) -> Result<Option<CpuSet>, ResourcesError> {
-    let parse = |field, text: &Option<String>| {
-        let text = text
-            .as_deref()
-            .map(str::trim)
-            .filter(|text| !text.is_empty());
-        text.map(str::parse::<CpuSet>)
-            .transpose()
-            .map_err(|source| ResourcesError::CpuSet { field, source })
-    };
-    let cpus = parse("cpus", cpu.cpus())?;
-    let mems = parse("mems", cpu.mems())?;
-    if cpus
-        .as_ref()
-        .is_some_and(|cpus| !cpus.is_within(size.vcpus.get().into()))
-    {
+fn translate_sets(
+    cpu: &mut LinuxCpu,
+    cpus: Option<&CpuSet>,
+    size: Size,
+) -> Result<(), ResourcesError> {
+    let mems = set("mems", cpu.mems().as_deref())?;
+    if cpus.is_some_and(|cpus| !cpus.is_within(size.vcpus.get().into())) {
         cpu.set_cpus(None);
     }
     if mems.is_some_and(|mems| !mems.is_within(GUEST_MEMORY_NODES)) {
         cpu.set_mems(None);
     }
-    Ok(cpus)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -173,11 +214,11 @@ mod tests {
     }
 
     fn update(json: &str, vcpus: u32) -> Result<GuestResources, ResourcesError> {
-        let before = CpuShare {
+        let before = Share {
             limit_millicpus: Some(500),
-            ..CpuShare::default()
+            ..Share::default()
         };
-        GuestResources::of_update(json.as_bytes(), size(vcpus, 256), &before)
+        GuestResources::of_update(parse(json.as_bytes())?, size(vcpus, 256), &before)
     }
 
     #[test]
@@ -199,30 +240,29 @@ mod tests {
         let four: LinuxResources =
             serde_json::from_str(r#"{"cpu":{"quota":400000,"period":100000}}"#).unwrap();
         let created = GuestResources::of_new(four.clone(), size(1, 256)).unwrap();
-        assert_eq!(created.cpus.limit_millicpus, Some(4000));
-        let json = serde_json::to_vec(&four).unwrap();
-        assert!(GuestResources::of_update(&json, size(1, 256), &created.cpus).is_ok());
+        assert_eq!(created.share.limit_millicpus, Some(4000));
+        assert!(GuestResources::of_update(four.clone(), size(1, 256), &created.share).is_ok());
         // From no limit to one.
-        assert!(GuestResources::of_update(&json, size(1, 256), &CpuShare::default()).is_ok());
+        assert!(GuestResources::of_update(four, size(1, 256), &Share::default()).is_ok());
     }
 
     #[test]
     fn no_limit_is_no_limit() {
         for none in [r#"{"memory":{"limit":-1},"cpu":{"quota":-1}}"#, "{}"] {
-            assert_eq!(update(none, 1).unwrap().cpus, CpuShare::default());
+            assert_eq!(update(none, 1).unwrap().share, Share::default());
         }
     }
 
     #[test]
     fn sets_that_only_the_host_has_stay_on_the_host() {
         let fitted = update(r#"{"cpu":{"cpus":"0-1","mems":"0"}}"#, 2).unwrap();
-        assert_eq!(fitted.cpus.host_cpus.unwrap().to_string(), "0-1");
+        assert_eq!(fitted.share.host_cpus.unwrap().to_string(), "0-1");
         let cpu = fitted.resources.cpu().clone().unwrap();
         assert_eq!(cpu.cpus().as_deref(), Some("0-1"));
         assert_eq!(cpu.mems().as_deref(), Some("0"));
 
         let fitted = update(r#"{"cpu":{"cpus":"4-5","mems":"1"}}"#, 2).unwrap();
-        assert_eq!(fitted.cpus.host_cpus.unwrap().to_string(), "4-5");
+        assert_eq!(fitted.share.host_cpus.unwrap().to_string(), "4-5");
         let cpu = fitted.resources.cpu().clone().unwrap();
         assert_eq!((cpu.cpus(), cpu.mems()), (&None, &None));
 

@@ -1,6 +1,6 @@
 //! How large a pod's machine is: its containers' limits and what the guest itself takes.
 
-use podvisor_annotations::Annotations;
+use podvisor_annotations::{Annotations, Key};
 use podvisor_vmm::{MemorySize, Vcpus};
 use thiserror::Error;
 
@@ -24,7 +24,7 @@ const HOST_BASE: u64 = 12 << 20;
 /// 4096, in the server's tables and in the machine's.
 const PAGE_TABLE_SHARE: u64 = 256;
 /// With a smaller limit not even one container's processes start, in bytes.
-const MIN_LIMIT: u64 = 8 << 20;
+pub(super) const MIN_LIMIT: u64 = 8 << 20;
 /// A page, in bytes.
 const PAGE_LEN: u64 = 4096;
 /// Guest memory comes in whole large pages, in bytes.
@@ -50,6 +50,22 @@ pub enum SizeError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The most that the pod asks for is less than what its machine begins with.
+    #[error("{key}: {most} is less than the {booted} that the pod's VM begins with")]
+    MostBelowBooted {
+        /// The annotation.
+        key: Key,
+        /// What it says.
+        most: String,
+        /// What there is.
+        booted: String,
+    },
+    /// Memory from a pool does not grow.
+    #[error(
+        "podvisor.io/max-memory: a VM whose memory comes from a pool of huge pages cannot grow; \
+         podvisor.io/hugepages can be thp or none"
+    )]
+    Pool,
     /// More memory than a machine can have.
     #[error("no machine has the memory for a limit of {}", mib(*.limit))]
     TooLarge {
@@ -71,6 +87,14 @@ pub enum SizeError {
 }
 
 impl Size {
+    /// As much of each as the larger of both has.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            vcpus: self.vcpus.max(other.vcpus),
+            memory: self.memory.max(other.memory),
+        }
+    }
+
     /// The size for a pod with `limits`; `default_memory` (bytes) stands for a missing limit, and no
     /// machine has more processors than the host's `host_cpus`.
     ///
@@ -137,7 +161,7 @@ fn host_overhead(memory: u64) -> u64 {
 }
 
 /// Memory of a guest with `vcpus` in which containers can use `limit` bytes.
-fn guest_memory(limit: u64, vcpus: Vcpus) -> Result<MemorySize, SizeError> {
+pub(super) fn guest_memory(limit: u64, vcpus: Vcpus) -> Result<MemorySize, SizeError> {
     if limit < MIN_LIMIT {
         return Err(SizeError::TooSmall { limit });
     }

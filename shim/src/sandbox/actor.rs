@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::SandboxHandle;
+use super::changes::Changes;
 use super::error::TaskError;
 use super::pet::Pet;
 use super::pet_start::Prepared;
@@ -73,6 +74,8 @@ pub struct Actor {
     pub(super) network: Option<PathBuf>,
     /// Forwards the pod's ports, once a container was started.
     pub(super) forwarding: Option<AbortHandle>,
+    /// Changes of what containers may use.
+    pub(super) changes: Changes,
     /// How many releases of that network are under way.
     pub(super) releasing: usize,
     /// Who waits for the pod to be stopped.
@@ -104,6 +107,7 @@ impl Actor {
             tasks: Tasks::default(),
             network: None,
             forwarding: None,
+            changes: Changes::default(),
             releasing: 0,
             stopping: Vec::new(),
             files: None,
@@ -227,12 +231,11 @@ impl Actor {
                     task.metrics = Some(metrics);
                 }
             }
-            Message::Updated { container, cpus } => {
-                if let Ok(task) = self.tasks.task(&container) {
-                    task.cpus = cpus;
-                }
-                self.adjust_cpus();
-            }
+            Message::Changed {
+                epoch,
+                change,
+                result,
+            } => self.changed(epoch, change, result),
             Message::Frozen { container, frozen } => self.frozen(&container, frozen),
             Message::Request(request) => self.request(request),
         }

@@ -1,7 +1,7 @@
 //! What can be asked of a container that is there: its processes, limits, metrics, terminals.
 
 use podvisor_proto::agent::v1::{
-    PauseContainerRequest, ResizeTerminalRequest, ResumeContainerRequest, UpdateContainerRequest,
+    PauseContainerRequest, ResizeTerminalRequest, ResumeContainerRequest,
 };
 
 use super::actor::{Actor, GuestState};
@@ -9,7 +9,6 @@ use super::error::TaskError;
 use super::request::{ProcessId, Reply};
 use super::undo::Hands;
 use super::work::{self, Message};
-use crate::pod::resources::GuestResources;
 
 impl Actor {
     pub(super) fn processes(&mut self, id: String, reply: Reply<Vec<u32>>) {
@@ -47,36 +46,6 @@ impl Actor {
             }
             Err(error) => drop(reply.send(Err(error))),
         }
-    }
-
-    pub(super) fn update(&mut self, id: String, resources_json: &[u8], reply: Reply<()>) {
-        if self.is_machine(&id) {
-            return self.update_pet(&id, resources_json, reply);
-        }
-        let begun = self.container_hands(&id).and_then(|hands| {
-            let before = &self.tasks.task(&id)?.cpus;
-            let fitted = GuestResources::of_update(resources_json, hands.size, before)?;
-            Ok((hands, fitted))
-        });
-        let (hands, fitted) = match begun {
-            Ok(begun) => begun,
-            Err(error) => return drop(reply.send(Err(error))),
-        };
-        let request = UpdateContainerRequest {
-            container_id: id.clone(),
-            resources_json: fitted.to_json(),
-        };
-        let out = self.outbox.clone();
-        tokio::spawn(async move {
-            let result = hands.agent.update_container(request).await;
-            if result.is_ok() {
-                let _ = out.send(Message::Updated {
-                    container: id,
-                    cpus: fitted.cpus,
-                });
-            }
-            let _ = reply.send(result.map(drop).map_err(TaskError::from));
-        });
     }
 
     pub(super) fn freeze(&mut self, container: String, frozen: bool, reply: Reply<()>) {

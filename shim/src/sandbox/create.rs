@@ -17,7 +17,7 @@ use crate::io::{self, Stdio, Streams};
 use crate::machine::source::{Kind, Source};
 use crate::pod::Bundle;
 use crate::pod::guest_spec::{GuestSpec, GuestSpecError};
-use crate::pod::resources::{CpuShare, GuestResources};
+use crate::pod::resources::{GuestResources, Share};
 
 /// Where a bundle's root file system is mounted when containerd brings it as mounts.
 const ROOTFS: &str = "rootfs";
@@ -75,8 +75,8 @@ pub struct Made {
     pub streams: Streams,
     /// What to take back when it is deleted.
     pub undo: Vec<Undo>,
-    /// What it is given of CPUs.
-    pub cpus: CpuShare,
+    /// What it is given of the pod.
+    pub share: Share,
 }
 
 /// Makes a container up to, not including, its start.
@@ -84,13 +84,13 @@ pub struct Made {
 /// # Errors
 /// [`TaskError`]; nothing of the container is left.
 pub async fn container(hands: &Hands, mut plan: ContainerPlan) -> Result<Made, TaskError> {
-    let cpus = fit_resources(&mut plan.bundle.spec, hands)?;
+    let share = fit_resources(&mut plan.bundle.spec, hands)?;
     let mut undo = Vec::new();
     match make(hands, plan, &mut undo).await {
         Ok(streams) => Ok(Made {
             streams,
             undo,
-            cpus,
+            share,
         }),
         Err(error) => {
             undo_all(&hands.host, Some(hands), undo).await;
@@ -99,15 +99,15 @@ pub async fn container(hands: &Hands, mut plan: ContainerPlan) -> Result<Made, T
     }
 }
 
-/// Fits a container's resources into its machine; yields what they give of CPUs.
-fn fit_resources(spec: &mut Spec, hands: &Hands) -> Result<CpuShare, TaskError> {
+/// Fits a container's resources into its machine; yields what they give.
+fn fit_resources(spec: &mut Spec, hands: &Hands) -> Result<Share, TaskError> {
     let linux = spec.linux_mut().as_mut();
     let Some(resources) = linux.and_then(|linux| linux.resources_mut().as_mut()) else {
-        return Ok(CpuShare::default());
+        return Ok(Share::default());
     };
-    let fitted = GuestResources::of_new(std::mem::take(resources), hands.size)?;
+    let fitted = GuestResources::of_new(std::mem::take(resources), hands.room.now)?;
     *resources = fitted.resources;
-    Ok(fitted.cpus)
+    Ok(fitted.share)
 }
 
 async fn make(

@@ -39,7 +39,7 @@ enum Creation {
     /// Nothing yet: the pod's container is a machine of its own.
     Idle(Option<Box<Place>>),
     /// A container in the pod's guest.
-    Container(Hands, Box<ContainerPlan>),
+    Container(Box<Hands>, Box<ContainerPlan>),
     /// A container that is a machine of its own.
     Machine(Box<ContainerPlan>),
 }
@@ -72,10 +72,7 @@ impl Actor {
                         self.settle_creation(&id, settled, reply);
                     }
                     Creation::Machine(plan) => self.create_pet(plan, reply),
-                    Creation::Container(hands, plan) => {
-                        let out = self.outbox.clone();
-                        tokio::spawn(work::container(hands, plan, reply, out));
-                    }
+                    Creation::Container(hands, plan) => self.make_container(*hands, plan, reply),
                 }
             }
             Err(error) => drop(reply.send(Err(error))),
@@ -108,20 +105,25 @@ impl Actor {
                 let mut plan = ContainerPlan::new(request, bundle, false);
                 if self.is_machine_pod() {
                     Creation::Machine(Box::new(plan))
+                } else if let Some(pod) = self.waits_for_container() {
+                    let boot = pod.boot_plan(plan.bundle.share()?.host_cpus.as_ref())?;
+                    plan.may_be_machine = self.may_be_machine_pod();
+                    Creation::Boot(Box::new(boot), Some(Box::new(plan)))
                 } else {
                     plan.pid_namespace_of = self.joined_container(&plan.bundle.spec)?;
                     plan.may_be_machine = self.may_be_machine_pod();
-                    Creation::Container(self.hands()?, Box::new(plan))
+                    Creation::Container(Box::new(self.hands()?), Box::new(plan))
                 }
             }
             Role::Sandbox => {
                 let pod = self.plan_pod(&request, &bundle)?;
                 let leaf = plan::leaf(&request.id, &bundle, self.placement()?)?;
                 let place = files.map(|files| Box::new(Place { leaf, files }));
-                let creation = if pod.boot() == BootKind::Machine {
+                let waits = pod.boot() == BootKind::Machine || pod.waits_for_container();
+                let creation = if waits {
                     Creation::Idle(place)
                 } else {
-                    let plan = Box::new(pod.boot_plan()?);
+                    let plan = Box::new(pod.boot_plan(None)?);
                     match place {
                         Some(place) => Creation::Pod(plan, place),
                         None => Creation::Boot(plan, None),
@@ -135,7 +137,7 @@ impl Actor {
                 if boot.boot() == BootKind::Machine {
                     return Err(TaskError::Invalid(MACHINE_ALONE.to_owned()));
                 }
-                let boot = boot.boot_plan()?;
+                let boot = boot.boot_plan(bundle.share()?.host_cpus.as_ref())?;
                 let container = ContainerPlan::new(request, bundle, true);
                 Creation::Boot(Box::new(boot), Some(Box::new(container)))
             }
@@ -244,7 +246,8 @@ impl Actor {
             machine,
             ended,
             agent,
-            size,
+            room,
+            binding,
         } = guest;
         let host = Arc::clone(&self.settings.tools.host);
         let volumes = Volumes::spawn(machine.clone(), agent.clone(), host.clone());
@@ -260,21 +263,35 @@ impl Actor {
             machine,
             agent,
             volumes,
-            size,
+            room,
+            binding,
         };
         self.guest = GuestState::Up {
             hands: hands.clone(),
             ended,
         };
         match then {
-            Some(plan) => {
-                tokio::spawn(work::container(hands, plan, reply, self.outbox.clone()));
-            }
+            Some(plan) => self.make_container(hands, plan, reply),
             None => {
                 self.created(&id, Made::default());
                 self.settle_creation(&id, Ok(()), reply);
             }
         }
+    }
+
+    /// Makes a container in the guest. Where that may change the machine, it waits for other changes.
+    fn make_container(&mut self, hands: Hands, plan: Box<ContainerPlan>, reply: Reply<()>) {
+        if hands.room.is_any() || hands.binding.is_bound() {
+            return self.make_room(plan, reply);
+        }
+        tokio::spawn(work::container(hands, plan, reply, self.outbox.clone()));
+    }
+
+    /// The pod, when it has no guest yet because that waits for a container.
+    fn waits_for_container(&self) -> Option<Arc<PodPlan>> {
+        let pod = self.pod.as_ref()?;
+        let waits = pod.waits_for_container() && matches!(self.guest, GuestState::None);
+        waits.then(|| Arc::clone(pod))
     }
 
     /// A task is ready to be started.
@@ -285,7 +302,7 @@ impl Actor {
         let is_sandbox = task.is_sandbox;
         task.init.streams = made.streams;
         task.undo = made.undo;
-        task.cpus = made.cpus;
+        task.share = made.share;
         let event = Event::Create(TaskCreate {
             container_id: id.to_owned(),
             bundle: task.bundle.display().to_string(),

@@ -12,6 +12,7 @@ use podvisor_vmm::EndReason;
 
 use super::actor::{Actor, GuestState};
 use super::error::{TaskError, chain};
+use super::plan::PodPlan;
 use super::process::{Exit, ProcessEvent};
 use super::request::{Deleted, ProcessId, Reply};
 use super::work::{self, Message};
@@ -231,7 +232,7 @@ impl Actor {
         let ends = [libc::SIGTERM, libc::SIGKILL, libc::SIGINT, libc::SIGQUIT];
         let ends = ends.iter().any(|number| number.unsigned_abs() == signal);
         match &self.guest {
-            GuestState::Booting(booting) if ends && !self.had_pet => {
+            GuestState::Booting(booting) if ends && !self.has_no_guest_of_its_own() => {
                 booting.abort();
                 self.guest = GuestState::None;
                 self.release_network();
@@ -259,13 +260,14 @@ impl Actor {
         Ok(())
     }
 
-    /// Whether the pod is nothing but the place of a machine, which lives and ends with its container.
+    /// Whether the pod is nothing but a place: of a machine, which lives and ends with its container, or of
+    /// a guest that comes with the first container.
     pub(super) fn has_no_guest_of_its_own(&self) -> bool {
-        self.had_pet
-            || self
-                .pod
-                .as_ref()
-                .is_some_and(|pod| pod.boot() == BootKind::Machine)
+        let has_guest = matches!(self.guest, GuestState::Up { .. } | GuestState::Ended { .. });
+        let is_place = |pod: &Arc<PodPlan>| {
+            pod.boot() == BootKind::Machine || (pod.waits_for_container() && !has_guest)
+        };
+        self.had_pet || self.pod.as_ref().is_some_and(is_place)
     }
 
     /// Ends such a pod, and what of its machine has not become one.

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use podvisor_devices::fs::ExportError;
 use podvisor_proto::ttrpc::Status;
-use podvisor_vmm::OrderError;
+use podvisor_vmm::{OrderError, PinError};
 use thiserror::Error;
 
+use super::growth::GrowthError;
 use super::process::Refusal;
 use crate::annotations::RefusedAnnotation;
 use crate::config::ConfigError;
@@ -19,11 +20,13 @@ use crate::machine::seed::SeedPlanError;
 use crate::machine::source::SourceError;
 use crate::machine::store::StoreError;
 use crate::pod::BundleError;
+use crate::pod::binding::BindingError;
 use crate::pod::cgroup_path::CgroupPathError;
 use crate::pod::guest_spec::GuestSpecError;
 use crate::pod::hardware::HardwareError;
 use crate::pod::network::HostNetworkError;
 use crate::pod::resources::ResourcesError;
+use crate::pod::room::RoomError;
 use crate::pod::sizing::SizeError;
 use crate::pod::volume::VolumeError;
 use crate::sandbox::mirror::MirrorError;
@@ -103,6 +106,18 @@ pub enum TaskError {
     /// The machine cannot give a container what it asks for.
     #[error(transparent)]
     Resources(#[from] ResourcesError),
+    /// The machine has no room for a container's limits.
+    #[error(transparent)]
+    Room(#[from] RoomError),
+    /// The machine cannot be bound to its host's processors.
+    #[error(transparent)]
+    Binding(#[from] BindingError),
+    /// Its processors cannot be pinned.
+    #[error("podvisor.io/cpu-pinning")]
+    Pin(#[from] PinError),
+    /// The machine does not grow.
+    #[error("the pod's VM does not grow")]
+    Growth(#[from] GrowthError),
     /// The machine did not do as it was told.
     #[error("the machine")]
     Order(#[source] OrderError),

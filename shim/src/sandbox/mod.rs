@@ -2,11 +2,13 @@
 //! results of work under way in the order they come, and never waits.
 
 mod actor;
+mod changes;
 mod controls;
 mod create;
 mod creation;
 mod ending;
 mod error;
+mod growth;
 mod hot_disk;
 mod mirror;
 mod pet;

@@ -19,9 +19,9 @@ use super::undo::Undo;
 use super::work::{Link, Message};
 use crate::guest::Machine;
 use crate::io::Streams;
+use crate::pod::binding::Binding;
 use crate::pod::network::PodNetwork;
-use crate::pod::resources::GuestResources;
-use crate::pod::sizing::Size;
+use crate::pod::room::Room;
 
 /// Exit status of a machine that switched itself off.
 const POWERED_OFF_STATUS: u32 = 0;
@@ -32,6 +32,10 @@ pub(super) struct Pet {
     pub container: String,
     /// The machine.
     pub machine: Arc<dyn Machine>,
+    /// Its size, and how far it can grow.
+    pub room: Room,
+    /// How it is bound to its host.
+    pub binding: Binding,
     /// Our agent in the machine's own system, while there is one.
     pub agent: Option<AgentClient>,
     /// Rows and columns of the terminal at its console, once they are known.
@@ -45,6 +49,8 @@ pub(super) struct Pet {
 /// A machine that was started.
 pub(super) struct Started {
     pub machine: Arc<dyn Machine>,
+    pub room: Room,
+    pub binding: Binding,
     pub ended: watch::Receiver<Option<EndReason>>,
     pub streams: Streams,
     pub last_words: oneshot::Sender<String>,
@@ -117,11 +123,13 @@ impl Actor {
     ) {
         let result = result.map(|prepared| {
             let undo = vec![Undo::Unmount(prepared.root.clone())];
+            let share = prepared.share.clone();
             self.prepared = Some(prepared);
             self.created(
                 id,
                 Made {
                     undo,
+                    share,
                     ..Made::default()
                 },
             );
@@ -170,6 +178,8 @@ impl Actor {
         };
         let Started {
             machine,
+            room,
+            binding,
             ended,
             streams,
             last_words,
@@ -181,6 +191,8 @@ impl Actor {
         let pet = Pet {
             container: container.to_owned(),
             machine,
+            room,
+            binding,
             agent: None,
             window: None,
             life,
@@ -358,25 +370,6 @@ impl Actor {
             }
         }
         let _ = reply.send(Ok(()));
-    }
-
-    /// Changes the limits of a machine: what lies within it is kept by the host's groups.
-    pub(super) fn update_pet(&mut self, id: &str, resources_json: &[u8], reply: Reply<()>) {
-        let updated = self.pet_size().and_then(|size| {
-            let task = self.tasks.task(id)?;
-            let fitted = GuestResources::of_update(resources_json, size, &task.cpus)?;
-            task.cpus = fitted.cpus;
-            Ok(())
-        });
-        if updated.is_ok() {
-            self.adjust_cpus();
-        }
-        let _ = reply.send(updated);
-    }
-
-    fn pet_size(&self) -> Result<Size, TaskError> {
-        let pod = self.pod.as_ref().ok_or(TaskError::IsMachine)?;
-        pod.size(true)
     }
 
     /// Stops all of a machine, or lets it go on.

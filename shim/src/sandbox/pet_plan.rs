@@ -31,6 +31,7 @@ use crate::machine::source::{DISK_FOLDER, Kind, Source, Volume};
 use crate::machine::store::{self, Found, Origin};
 use crate::pod::hardware;
 use crate::pod::network::PodNetwork;
+use crate::pod::resources::Share;
 use crate::pod::{Bundle, block_devices};
 
 /// The export that a machine without a disk has its root on.
@@ -61,6 +62,8 @@ pub(super) struct PetPlan {
     pub notes: Vec<String>,
     /// Who it is.
     pub identity: Identity,
+    /// What it is given of the pod.
+    pub share: Share,
 }
 
 /// What is looked at to make a plan.
@@ -108,23 +111,26 @@ impl PetPlan {
             shares.push(input.tree()?);
         }
         let order = pod.annotations.boot_order.as_slice();
+        let share = bundle.share()?;
+        let machine = input.machine(&identity, shares, &share)?;
         Ok(Self {
             network: pod.network.clone(),
             stage: BootStage {
                 request: BootMachineRequest {
                     sources: boot_sources(&disks, order, boot_path, is_tree)?,
-                    kernel_args: kernel_args(&pod.annotations),
+                    kernel_args: kernel_args(&pod.annotations, machine.room),
                     ..BootMachineRequest::default()
                 },
                 boot_timeout: pod.config.boot_timeout,
                 agent_timeout: pod.config.agent_timeout,
             },
             disks,
-            machine: input.machine(&identity, shares)?,
+            machine,
             seed: input.seed(&identity, !volumes.is_empty())?,
             volumes,
             notes,
             identity,
+            share,
         })
     }
 }
@@ -168,6 +174,7 @@ impl Input<'_> {
         &self,
         identity: &Identity,
         shares: Vec<SharedFolder>,
+        share: &Share,
     ) -> Result<MachinePlan, TaskError> {
         let pod = self.pod;
         let annotations = &pod.annotations;
@@ -181,13 +188,17 @@ impl Input<'_> {
                 .watchdog
                 .map(|limit| Duration::from_secs(limit.get().into())),
         };
-        let size = pod.size(true)?;
+        let room = pod.room(true)?;
+        let mut processors = hardware::processors(annotations, room)?;
+        let binding = pod.bind(&mut processors, room, share.host_cpus.as_ref())?;
+        binding.check([share], room.booted.vcpus)?;
         let serial = identity.serial();
         let smbios = hardware::smbios(&annotations.smbios, identity.uuid(), &serial)?;
         let transparent = pod.config.transparent_huge_pages;
         Ok(MachinePlan {
-            size,
-            processors: hardware::processors(annotations, size)?,
+            room,
+            binding,
+            processors,
             memory_backing: hardware::memory_backing(annotations, transparent),
             smbios: Some(smbios),
             extras: hardware::extras(annotations),

@@ -25,6 +25,7 @@ use crate::io::{ConsoleEnds, Stdio};
 use crate::machine::disks::{DiskSet, OpenDisks};
 use crate::machine::identity::Identity;
 use crate::pod::network::PodNetwork;
+use crate::pod::resources::Share;
 
 /// A guest, and the way to it, that a machine takes the place of.
 pub(super) struct Replaced {
@@ -40,6 +41,8 @@ pub(super) struct Prepared {
     pub root: PathBuf,
     /// The pod's network.
     pub network: PodNetwork,
+    /// What it is given of the pod.
+    pub share: Share,
     plan: PetPlan,
     stdio: Stdio,
 }
@@ -76,6 +79,7 @@ pub(super) async fn prepare(
         container: plan.id,
         root,
         network: planned.network.clone(),
+        share: planned.share.clone(),
         plan: planned,
         stdio: plan.stdio,
     })
@@ -168,6 +172,7 @@ async fn launch(
         identity,
         ..
     } = plan;
+    let (room, binding) = (machine.room, machine.binding.clone());
     let launched = async {
         let opened = open(disks, &mut ends).await?;
         name_interfaces(&network, &identity, tools).await?;
@@ -229,6 +234,8 @@ async fn launch(
     };
     Ok(Started {
         machine,
+        room,
+        binding,
         ended,
         streams,
         last_words,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use podvisor_devices::fs::Writes;
 
 use super::*;
-use crate::sandbox::tests::fake::{FakeHost, Guest};
+use crate::sandbox::tests::fake::Guest;
+use crate::sandbox::tests::fake_host::FakeHost;
 
 /// A pod's folder as the kubelet makes it: a ConfigMap, an emptyDir, and a folder of the host.
 fn pod() -> tempfile::TempDir {

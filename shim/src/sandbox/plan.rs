@@ -6,17 +6,21 @@ use std::path::PathBuf;
 use podvisor_annotations::Annotations;
 use podvisor_annotations::value::boot::BootKind;
 use podvisor_proto::agent::v1::ConfigureSandboxRequest;
+use podvisor_vmm::Processors;
 
 use super::error::TaskError;
 use crate::annotations;
 use crate::config::Config;
 use crate::guest::MachinePlan;
 use crate::guest::boot::BootPlan;
-use crate::host::{cgroup, host_name};
+use crate::host::{HostError, allowed_cpus, cgroup, host_name};
+use crate::pod::binding::{Binding, Bound};
+use crate::pod::cpu_set::CpuSet;
 use crate::pod::guest_spec::GuestSpecError;
 use crate::pod::hardware;
 use crate::pod::namespaces::NamespaceError;
 use crate::pod::network::PodNetwork;
+use crate::pod::room::Room;
 use crate::pod::sizing::Size;
 use crate::pod::users::UserMaps;
 use crate::pod::{Bundle, cgroup_path, guest_spec};
@@ -84,11 +88,12 @@ impl PodPlan {
         self.annotations.boot.unwrap_or(BootKind::Auto)
     }
 
-    /// The size of its machine; one that is all its container's has no room for a guest of ours.
+    /// The size of its machine, and how far it can grow; one that is all its container's has no room for
+    /// a guest of ours.
     ///
     /// # Errors
     /// [`TaskError::Size`].
-    pub fn size(&self, is_machine: bool) -> Result<Size, TaskError> {
+    pub fn room(&self, is_machine: bool) -> Result<Room, TaskError> {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
         let (limits, memory) = (self.bundle.limits()?, self.config.default_memory);
@@ -99,7 +104,7 @@ impl PodPlan {
         };
         let size = of(limits, &self.annotations, memory, cpus)?;
         size.check_cgroup(cgroup::memory_max(&self.leaf))?;
-        Ok(size)
+        Ok(Room::new(size, &self.annotations, is_machine)?)
     }
 
     /// The pod's host name; the host's for a pod that is given none.
@@ -110,12 +115,48 @@ impl PodPlan {
             .unwrap_or_else(host_name)
     }
 
-    /// Plans the guest of a pod of containers.
+    /// Whether its guest can only be made with its first container, which tells on which CPUs it runs.
+    pub fn waits_for_container(&self) -> bool {
+        self.boot() != BootKind::Machine && Binding::needs_cpus(&self.annotations)
+    }
+
+    /// Binds a machine with `processors` to its host, where it may use `cpus`; all that this process may
+    /// without.
+    ///
+    /// # Errors
+    /// [`TaskError`] when that cannot be.
+    pub(super) fn bind(
+        &self,
+        processors: &mut Processors,
+        room: Room,
+        cpus: Option<&CpuSet>,
+    ) -> Result<Binding, TaskError> {
+        let cpus = match cpus {
+            Some(cpus) => cpus.clone(),
+            None if Binding::needs_cpus(&self.annotations) => {
+                allowed_cpus().map_err(HostError::from)?
+            }
+            None => CpuSet::default(),
+        };
+        let transparent = self.config.transparent_huge_pages;
+        let bound = Bound {
+            room,
+            backing: hardware::memory_backing(&self.annotations, transparent),
+            processors,
+            cpus: &cpus,
+        };
+        let promised = self.bundle.limits()?.millicpus();
+        let binding = Binding::new(&self.annotations, promised, &bound)?;
+        processors.pinning = binding.vcpus(&cpus);
+        Ok(binding)
+    }
+
+    /// Plans the guest of a pod of containers, of which one may use `cpus` of the host, if that is known.
     ///
     /// # Errors
     /// [`TaskError`] for what it asks and cannot have.
-    pub(super) fn boot_plan(&self) -> Result<BootPlan, TaskError> {
-        let size = self.size(false)?;
+    pub(super) fn boot_plan(&self, cpus: Option<&CpuSet>) -> Result<BootPlan, TaskError> {
+        let room = self.room(false)?;
         let spec = &self.bundle.spec;
         let linux = spec.linux().as_ref();
         let sysctls = linux.and_then(|linux| linux.sysctl().clone());
@@ -130,9 +171,12 @@ impl PodPlan {
             users: users.map(Into::into),
             ..ConfigureSandboxRequest::default()
         };
+        let mut processors = hardware::processors(&self.annotations, room)?;
+        let binding = self.bind(&mut processors, room, cpus)?;
         let machine = MachinePlan {
-            size,
-            processors: hardware::processors(&self.annotations, size)?,
+            room,
+            binding,
+            processors,
             memory_backing: hardware::memory_backing(
                 &self.annotations,
                 self.config.transparent_huge_pages,
@@ -141,7 +185,7 @@ impl PodPlan {
             extras: hardware::extras(&self.annotations),
             kernel: self.config.kernel(&self.release),
             initrd: self.config.initrd(&self.release),
-            kernel_args: kernel_args(&self.annotations),
+            kernel_args: kernel_args(&self.annotations, room),
             nics: Vec::new(),
             pet: None,
         };
@@ -155,9 +199,18 @@ impl PodPlan {
     }
 }
 
+/// Has the guest's kernel take memory into use that is plugged in: as far as it may for movable pages, for
+/// only those can be given back (Documentation/admin-guide/mm/memory-hotplug.rst).
+const PLUGGED_MEMORY_ARGS: [&str; 2] = [
+    "memhp_default_state=online",
+    "memory_hotplug.online_policy=auto-movable",
+];
+
 /// Further words for the guest's kernel.
-pub fn kernel_args(annotations: &Annotations) -> Vec<String> {
-    let words = annotations.kernel_args.words().iter();
+pub fn kernel_args(annotations: &Annotations, room: Room) -> Vec<String> {
+    let grows = room.most.memory > room.booted.memory;
+    let plugged = PLUGGED_MEMORY_ARGS.iter().filter(|_| grows);
+    let words = annotations.kernel_args.words().iter().chain(plugged);
     words.map(|word| (*word).to_owned()).collect()
 }
 

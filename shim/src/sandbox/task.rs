@@ -10,7 +10,7 @@ use super::task_pid::TaskPid;
 use super::undo::Undo;
 use crate::io::{Stdio, Streams};
 use crate::pod::cpu_set::CpuSet;
-use crate::pod::resources::CpuShare;
+use crate::pod::resources::Share;
 
 /// A process.
 pub(super) struct Process {
@@ -77,8 +77,8 @@ pub(super) struct Task {
     pub(super) undo: Vec<Undo>,
     /// How likely its processes are taken when the host is out of memory.
     pub(super) oom_score: i64,
-    /// What it is given of CPUs.
-    pub(super) cpus: CpuShare,
+    /// What it is given of the pod.
+    pub(super) share: Share,
     /// What was last read of its metrics.
     pub(super) metrics: Option<Vec<u8>>,
 }
@@ -100,7 +100,7 @@ impl Task {
             execs: BTreeMap::new(),
             undo: Vec::new(),
             oom_score,
-            cpus: CpuShare::default(),
+            share: Share::default(),
             metrics: None,
         }
     }
@@ -158,9 +158,18 @@ impl Tasks {
     pub(super) fn host_cpus(&self) -> Option<CpuSet> {
         let containers = self.0.values().filter(|task| !task.is_sandbox);
         let sets: Option<Vec<&CpuSet>> = containers
-            .map(|task| task.cpus.host_cpus.as_ref())
+            .map(|task| task.share.host_cpus.as_ref())
             .collect();
         sets.filter(|sets| !sets.is_empty()).map(CpuSet::union)
+    }
+
+    /// What all containers that have not ended are given, with another share for `changed`.
+    pub(super) fn shares<'a>(&'a self, changed: &str, share: &'a Share) -> Vec<&'a Share> {
+        let others = self.0.iter().filter(|(id, task)| {
+            let is_over = task.is_sandbox || task.init.state.exit().is_some();
+            id.as_str() != changed && !is_over
+        });
+        others.map(|(_, task)| &task.share).chain([share]).collect()
     }
 
     /// All processes; each container's execs before its init, the sandbox last.

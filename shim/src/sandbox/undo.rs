@@ -9,7 +9,8 @@ use podvisor_proto::agent::v1::{AgentClient, DeleteProcessRequest};
 use super::volumes::{VolumeKey, Volumes, remove_export};
 use crate::guest::Machine;
 use crate::host::HostOps;
-use crate::pod::sizing::Size;
+use crate::pod::binding::Binding;
+use crate::pod::room::Room;
 
 /// What takes things back.
 #[derive(Clone)]
@@ -23,7 +24,9 @@ pub struct Hands {
     /// The guest's volumes.
     pub volumes: Volumes,
     /// The machine's size.
-    pub size: Size,
+    pub room: Room,
+    /// How it is bound to its host.
+    pub binding: Binding,
 }
 
 /// One thing to take back.

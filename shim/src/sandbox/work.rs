@@ -12,6 +12,7 @@ use podvisor_proto::ttrpc::{CallOptions, Code, Status};
 use podvisor_vmm::EndReason;
 use tokio::sync::{mpsc, watch};
 
+use super::changes::{Change, Changed};
 use super::create::{self, ContainerPlan, ExecPlan, Made};
 use super::error::TaskError;
 use super::pet::{PetNews, Started};
@@ -22,7 +23,6 @@ use crate::guest::Machine;
 use crate::guest::boot::{BootError, Guest};
 use crate::host::HostOps;
 use crate::io::Streams;
-use crate::pod::resources::CpuShare;
 
 /// How long containerd may take for a process's last output.
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
@@ -99,8 +99,12 @@ pub(super) enum Message {
     PetNews { epoch: u64, news: PetNews },
     /// Metrics were read.
     Metrics { id: String, metrics: Vec<u8> },
-    /// A container's limits were changed.
-    Updated { container: String, cpus: CpuShare },
+    /// What a container may use was changed, or not.
+    Changed {
+        epoch: u64,
+        change: Change,
+        result: Result<Box<Changed>, TaskError>,
+    },
     /// A container was stopped or goes on.
     Frozen { container: String, frozen: bool },
 }

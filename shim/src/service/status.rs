@@ -30,6 +30,7 @@ fn code(error: &TaskError) -> Code {
         | TaskError::IsMachine
         | TaskError::NoAgent
         | TaskError::Order(_)
+        | TaskError::Growth(_)
         | TaskError::Disks(_)
         | TaskError::Store(_) => Code::FailedPrecondition,
         TaskError::Annotation(_)
@@ -37,6 +38,8 @@ fn code(error: &TaskError) -> Code {
         | TaskError::HostNetwork(_)
         | TaskError::Spec(_)
         | TaskError::Resources(_)
+        | TaskError::Room(_)
+        | TaskError::Binding(_)
         | TaskError::Invalid(_)
         | TaskError::Source(_)
         | TaskError::Seed(_)
@@ -51,6 +54,7 @@ fn code(error: &TaskError) -> Code {
         | TaskError::Thread(_)
         | TaskError::Boot(_)
         | TaskError::Host(_)
+        | TaskError::Pin(_)
         | TaskError::Export(_)
         | TaskError::Disk(_)
         | TaskError::Origin(_)

@@ -17,9 +17,9 @@ const MAX_DISTANCE: u8 = 254;
 pub struct Mirror {
     /// The guest's nodes.
     pub numa: Numa,
-    /// The pod's processors of the host, those of the guest's first node first. Pinned one to
-    /// one in this order, processors are on their node.
-    pub host_cpus: Vec<usize>,
+    /// The pod's processors of the host, by the guest's nodes. Where there are as many as the guest's, they
+    /// can be pinned one to one in this order.
+    pub host_cpus: Vec<Vec<usize>>,
 }
 
 /// Why there is no image of the host.
@@ -85,7 +85,7 @@ pub fn mirror(
         last.memory_len += memory.bytes() - pages * page_len;
     }
     let numa = Numa::new(guest, memory, backing, processors)?;
-    let host_cpus = used.into_iter().flat_map(|node| node.cpus).collect();
+    let host_cpus = used.into_iter().map(|node| node.cpus).collect();
     Ok(Mirror { numa, host_cpus })
 }
 
@@ -180,7 +180,7 @@ mod tests {
         );
         assert_eq!((first.host_node, second.host_node), (Some(0), Some(1)));
         assert_eq!(first.distances, [10, 21]);
-        assert_eq!(mirror.host_cpus, [1, 4, 5, 6]);
+        assert_eq!(mirror.host_cpus, [vec![1], vec![4, 5, 6]]);
     }
 
     #[test]

@@ -7,13 +7,13 @@ use thiserror::Error;
 
 /// Why a processor could not be bound to one of the host's.
 #[derive(Debug, Error)]
-#[error("cannot run vCPU {vcpu} on CPU {cpu} of the host")]
+#[error("cannot run vCPU {vcpu} on CPUs {cpus:?} of the host")]
 pub struct PinError {
     /// The processor.
     pub vcpu: usize,
     /// The host's.
-    pub cpu: usize,
-    /// What the host said; `EINVAL` when it has no such CPU or does not let this process there.
+    pub cpus: Vec<usize>,
+    /// What the host said; `EINVAL` when it has no such CPUs or does not let this process there.
     pub source: io::Error,
 }
 
@@ -22,14 +22,15 @@ const WORD_BITS: usize = u64::BITS as usize;
 /// a large mask.
 const MAX_CPUS: usize = 1 << 16;
 
-/// Lets `thread`, which lives, run on the host's processor `cpu` only.
-pub(super) fn bind(thread: pthread_t, cpu: usize) -> io::Result<()> {
-    if cpu >= MAX_CPUS {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
-    let mut mask = vec![0_u64; cpu / WORD_BITS + 1];
-    if let Some(last) = mask.last_mut() {
-        *last = 1 << (cpu % WORD_BITS);
+/// Lets `thread`, which lives, run on these of the host's processors only.
+pub(super) fn bind(thread: pthread_t, cpus: &[usize]) -> io::Result<()> {
+    let last = cpus.iter().copied().max().filter(|&cpu| cpu < MAX_CPUS);
+    let last = last.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let mut mask = vec![0_u64; last / WORD_BITS + 1];
+    for cpu in cpus {
+        if let Some(word) = mask.get_mut(cpu / WORD_BITS) {
+            *word |= 1 << (cpu % WORD_BITS);
+        }
     }
     set_affinity(thread, &mask)
 }
@@ -67,13 +68,16 @@ mod tests {
             let first = before.split([',', '-']).next().unwrap().to_owned();
             // SAFETY: The call has no preconditions.
             let me = unsafe { libc::pthread_self() };
-            bind(me, first.parse().unwrap()).unwrap();
+            bind(me, &[first.parse().unwrap()]).unwrap();
             assert_eq!(allowed(), first);
             release(me).unwrap();
             assert_eq!(allowed(), before);
-            for cpu in [MAX_CPUS - 1, MAX_CPUS, usize::MAX] {
-                let refused = bind(me, cpu).unwrap_err();
-                assert_eq!(refused.raw_os_error(), Some(libc::EINVAL), "{cpu}");
+            // What it may not use is left out, as long as there is something that it may.
+            bind(me, &[first.parse().unwrap(), MAX_CPUS - 1]).unwrap();
+            assert_eq!(allowed(), first);
+            for cpus in [&[MAX_CPUS - 1][..], &[MAX_CPUS], &[usize::MAX], &[]] {
+                let refused = bind(me, cpus).unwrap_err();
+                assert_eq!(refused.raw_os_error(), Some(libc::EINVAL), "{cpus:?}");
             }
         });
         thread.join().unwrap();

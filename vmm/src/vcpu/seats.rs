@@ -21,7 +21,7 @@ struct Seat {
 /// All processors' cells and threads.
 pub(crate) struct VcpuThreads {
     seats: Vec<Seat>,
-    pinning: Mutex<Vec<usize>>,
+    pinning: Mutex<Vec<Vec<usize>>>,
 }
 
 impl Seat {
@@ -111,27 +111,27 @@ impl VcpuThreads {
         seat.kick();
     }
 
-    /// Lets every processor run on its own host CPU only, by `host_cpus`; those beyond the list
-    /// run wherever this process may. Those that are plugged later follow.
-    pub(crate) fn pin(&self, host_cpus: &[usize]) -> Result<(), PinError> {
+    /// Lets every processor run on its own host CPUs only, by `host_cpus`; those beyond the list, or
+    /// without any, run wherever this process may. Those that are plugged later follow.
+    pub(crate) fn pin(&self, host_cpus: &[Vec<usize>]) -> Result<(), PinError> {
         *self.pinning() = host_cpus.to_vec();
         let bound = |(index, seat): (usize, &Seat)| match host_cpus.get(index) {
-            Some(&cpu) => seat.bind(index, cpu),
-            None => seat.release(index),
+            Some(cpus) if !cpus.is_empty() => seat.bind(index, cpus),
+            _ => seat.release(index),
         };
         self.seats.iter().enumerate().try_for_each(bound)
     }
 
     /// Binds one processor as [`Self::pin`] wants it.
     pub(crate) fn pin_one(&self, index: usize) -> Result<(), PinError> {
-        let cpu = self.pinning().get(index).copied();
-        match (self.seats.get(index), cpu) {
-            (Some(seat), Some(cpu)) => seat.bind(index, cpu),
+        let cpus = self.pinning().get(index).cloned().unwrap_or_default();
+        match self.seats.get(index) {
+            Some(seat) if !cpus.is_empty() => seat.bind(index, &cpus),
             _ => Ok(()),
         }
     }
 
-    fn pinning(&self) -> MutexGuard<'_, Vec<usize>> {
+    fn pinning(&self) -> MutexGuard<'_, Vec<Vec<usize>>> {
         self.pinning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -147,13 +147,14 @@ impl VcpuThreads {
 }
 
 impl Seat {
-    fn bind(&self, vcpu: usize, cpu: usize) -> Result<(), PinError> {
+    fn bind(&self, vcpu: usize, cpus: &[usize]) -> Result<(), PinError> {
         // The lock keeps the thread from being joined.
         let done = match self.thread().as_ref() {
-            Some(handle) => pinning::bind(handle.as_pthread_t(), cpu),
+            Some(handle) => pinning::bind(handle.as_pthread_t(), cpus),
             None => Ok(()),
         };
-        done.map_err(|source| PinError { vcpu, cpu, source })
+        let cpus = cpus.to_vec();
+        done.map_err(|source| PinError { vcpu, cpus, source })
     }
 
     fn release(&self, vcpu: usize) -> Result<(), PinError> {
@@ -161,7 +162,7 @@ impl Seat {
             Some(handle) => pinning::release(handle.as_pthread_t()),
             None => Ok(()),
         };
-        let cpu = 0;
-        done.map_err(|source| PinError { vcpu, cpu, source })
+        let cpus = Vec::new();
+        done.map_err(|source| PinError { vcpu, cpus, source })
     }
 }

@@ -1,37 +1,34 @@
 //! A guest without a machine: its agent answers from a table, over streams in memory.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use podvisor_devices::fs::{ExportError, ExportOptions, Writes};
 use podvisor_proto::agent::v1::*;
 use podvisor_proto::agent::{AGENT_PORT, FORWARD_PORT, PROTOCOL_VERSION, READY_PORT};
-use podvisor_proto::cgroups::Metrics;
 use podvisor_proto::ttrpc::{Server, Status};
-use podvisor_vmm::{EndReason, OrderError, Phase};
+use podvisor_vmm::{
+    EndReason, MemoryPlugError, MemorySize, MemoryState, OrderError, Phase, PinError,
+    VcpuPlugError, VcpuState, Vcpus,
+};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, watch};
 
 use crate::guest::disk::{Disk, DiskError};
 use crate::guest::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
-use crate::host::{
-    ConfineRequest, DiskRequest, HostError, HostOps, LinkSocket, LocalHost, MacRequest,
-    NamespaceListeners, NetworkRequest, Nic, RootfsRequest, VolumeOrigin, VolumeRequest,
-};
 use crate::pod::files::PodFiles;
 
 /// What a test can see and steer.
 #[derive(Default)]
 pub struct Guest {
     pub state: Mutex<State>,
-    changed: Notify,
+    pub changed: Notify,
     end: Mutex<Option<watch::Sender<Option<EndReason>>>>,
     restart: Mutex<Option<watch::Sender<u64>>>,
     /// The far end of the console.
@@ -74,6 +71,14 @@ pub struct State {
     pub volumes: Vec<Vec<(String, String)>>,
     /// How often a copy of a volume was brought up to date.
     pub applied: usize,
+    /// What was done to the machine's size, and limits that the agent was told, in order.
+    pub sizes: Vec<String>,
+    /// Where its processors run.
+    pub pinned: Vec<Vec<usize>>,
+    /// What the guest has of memory.
+    pub memory: Option<MemoryState>,
+    /// The guest takes no more memory.
+    pub is_full: bool,
 }
 
 impl Guest {
@@ -118,12 +123,15 @@ impl Launcher for FakeLauncher {
         *self.0.end.lock().unwrap() = Some(end);
         let (restart, restarts) = watch::channel(0);
         *self.0.restart.lock().unwrap() = Some(restart);
-        self.0
-            .state
-            .lock()
-            .unwrap()
-            .launched
-            .push(plan.pet.is_some());
+        let mut state = self.0.state.lock().unwrap();
+        state.launched.push(plan.pet.is_some());
+        let booted = plan.room.booted.memory.bytes();
+        state.memory = Some(MemoryState {
+            requested: booted,
+            present: booted,
+            max: plan.room.most.memory.bytes(),
+        });
+        drop(state);
         Ok(Launched {
             machine: Arc::new(FakeMachine(Arc::clone(&self.0))),
             ended,
@@ -159,6 +167,39 @@ impl Machine for FakeMachine {
 
     fn resume(&self) -> Result<(), OrderError> {
         Ok(())
+    }
+
+    fn set_vcpus(&self, wanted: Vcpus) -> Result<(), VcpuPlugError> {
+        let done = format!("{} vCPUs", wanted.get());
+        self.0.state.lock().unwrap().sizes.push(done);
+        Ok(())
+    }
+
+    fn vcpus(&self) -> VcpuState {
+        VcpuState::default()
+    }
+
+    fn pin(&self, host_cpus: &[Vec<usize>]) -> Result<(), PinError> {
+        let mut state = self.0.state.lock().unwrap();
+        state.pinned = host_cpus.to_vec();
+        Ok(())
+    }
+
+    fn set_memory(&self, wanted: MemorySize) -> Result<(), MemoryPlugError> {
+        let mut state = self.0.state.lock().unwrap();
+        state.sizes.push(format!("{} MiB", wanted.bytes() >> 20));
+        let is_full = state.is_full;
+        if let Some(memory) = &mut state.memory {
+            memory.requested = wanted.bytes();
+            if !is_full {
+                memory.present = memory.requested;
+            }
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> Option<MemoryState> {
+        self.0.state.lock().unwrap().memory
     }
 
     fn timeline(&self) -> Vec<Phase> {
@@ -383,9 +424,26 @@ impl Agent for FakeAgent {
     }
     async fn update_container(
         &self,
-        _: UpdateContainerRequest,
+        request: UpdateContainerRequest,
     ) -> Result<UpdateContainerResponse, Status> {
+        let mut state = self.0.state.lock().unwrap();
+        if state.refuses {
+            return Err(Status::internal("memory.max: device or resource busy"));
+        }
+        state.sizes.push(format!("update {}", request.container_id));
         Ok(UpdateContainerResponse {})
+    }
+    async fn use_hardware(
+        &self,
+        request: UseHardwareRequest,
+    ) -> Result<UseHardwareResponse, Status> {
+        let UseHardwareRequest {
+            processors,
+            memory_bytes,
+        } = request;
+        let used = format!("use {processors} {}", memory_bytes >> 20);
+        self.0.state.lock().unwrap().sizes.push(used);
+        Ok(UseHardwareResponse {})
     }
     async fn pause_container(
         &self,
@@ -441,87 +499,5 @@ impl Agent for FakeAgent {
     async fn shutdown(&self, _: ShutdownRequest) -> Result<ShutdownResponse, Status> {
         self.0.end(EndReason::Shutdown);
         Ok(ShutdownResponse {})
-    }
-}
-
-pub struct FakeHost(pub Arc<Guest>);
-
-impl HostOps for FakeHost {
-    fn open_taps(&self, _: &NetworkRequest) -> Result<Vec<Nic>, HostError> {
-        Ok(Vec::new())
-    }
-    fn set_macs(&self, _: &MacRequest) -> Result<(), HostError> {
-        Ok(())
-    }
-    fn open_links(&self, _: &NetworkRequest) -> Result<Vec<LinkSocket>, HostError> {
-        Ok(Vec::new())
-    }
-    fn redirect(&self, _: &NetworkRequest) -> Result<NetworkConfig, HostError> {
-        self.0.state.lock().unwrap().redirected = true;
-        Ok(NetworkConfig::default())
-    }
-    fn release_network(&self, _: &NetworkRequest) -> Result<(), HostError> {
-        self.0.state.lock().unwrap().redirected = false;
-        Ok(())
-    }
-    fn listen(&self, _: &NetworkRequest) -> Result<NamespaceListeners, HostError> {
-        let ipv4 = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        ipv4.set_nonblocking(true).unwrap();
-        self.0.state.lock().unwrap().listening = ipv4.local_addr().ok();
-        self.0.changed.notify_waiters();
-        Ok(NamespaceListeners {
-            ipv4,
-            ipv6: None,
-            steering: std::fs::File::open("/").unwrap().into(),
-        })
-    }
-    fn mount_rootfs(&self, request: &RootfsRequest) -> Result<(), HostError> {
-        let target = request.target.display().to_string();
-        self.0.state.lock().unwrap().mounted.insert(target);
-        Ok(())
-    }
-    fn unmount(&self, target: &Path) -> Result<(), HostError> {
-        self.0
-            .state
-            .lock()
-            .unwrap()
-            .mounted
-            .remove(&target.display().to_string());
-        Ok(())
-    }
-    fn apparmor_policy(&self, profile: &str) -> Result<Vec<u8>, HostError> {
-        Ok(profile.as_bytes().to_vec())
-    }
-    fn set_oom_score(&self, score: i64) -> Result<(), HostError> {
-        self.0.state.lock().unwrap().oom_score = Some(score);
-        Ok(())
-    }
-    fn enter_cgroup(&self, leaf: &Path) -> Result<Vec<PathBuf>, HostError> {
-        self.0.state.lock().unwrap().cgroup = Some(leaf.to_owned());
-        Ok(vec![leaf.to_owned()])
-    }
-    fn write_pod_files(&self, files: &PodFiles) -> Result<(), HostError> {
-        self.0.state.lock().unwrap().files = Some(files.clone());
-        Ok(())
-    }
-    fn metrics(&self, _: &Path) -> Result<Metrics, HostError> {
-        Ok(Metrics::default())
-    }
-    fn confine(&self, request: &ConfineRequest) -> Result<(), HostError> {
-        self.0.state.lock().unwrap().cpus.clone_from(&request.cpus);
-        Ok(())
-    }
-    fn open_disk(&self, _: &DiskRequest) -> Result<File, HostError> {
-        Ok(File::open("/dev/null").unwrap())
-    }
-    fn inspect_volume(&self, path: &Path) -> Result<VolumeOrigin, HostError> {
-        LocalHost.inspect_volume(path)
-    }
-    fn open_volume(&self, request: &VolumeRequest) -> Result<OwnedFd, HostError> {
-        self.open_path(&request.path)
-    }
-    fn open_path(&self, _: &Path) -> Result<OwnedFd, HostError> {
-        let opened = std::fs::File::open("/").map_err(io::Error::other).unwrap();
-        Ok(opened.into())
     }
 }

@@ -5,11 +5,11 @@ use std::io::Write as _;
 use super::*;
 
 /// The annotation that makes a pod one of machines.
-const MACHINE: &str = r#","podvisor.io/boot":"machine""#;
+pub(super) const MACHINE: &str = r#","podvisor.io/boot":"machine""#;
 
 impl Pod {
     /// A running pod of a kind.
-    async fn of_kind(annotations: &str) -> Self {
+    pub(super) async fn of_kind(annotations: &str) -> Self {
         let pod = Self::new();
         let request = CreateTaskRequest {
             id: SANDBOX.into(),
@@ -22,7 +22,7 @@ impl Pod {
     }
 
     /// Creates a container whose image brings a disk, with its output in a file.
-    async fn create_machine(&self, id: &str) -> Result<CreateTaskResponse, TtrpcStatus> {
+    pub(super) async fn create_machine(&self, id: &str) -> Result<CreateTaskResponse, TtrpcStatus> {
         let bundle = self.bundle(id, "container");
         self.create_in(id, bundle).await
     }

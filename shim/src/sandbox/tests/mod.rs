@@ -1,6 +1,7 @@
 //! A pod over a guest that is a table, through the very service that containerd calls.
 
 pub mod fake;
+pub mod fake_host;
 mod machines;
 mod ports;
 mod resources;
@@ -25,7 +26,8 @@ use crate::host::record::{Record, RecordKeeper};
 use crate::release::Release;
 use crate::service::{SandboxService, TaskService};
 use crate::timeline::Timeline;
-use fake::{FakeHost, FakeLauncher, Guest};
+use fake::{FakeLauncher, Guest};
+use fake_host::FakeHost;
 
 const SANDBOX: &str = "pod";
 const CONTAINER: &str = "c1";

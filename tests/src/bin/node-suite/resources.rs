@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use podvisor_proto::cri::v1::{HugepageLimit, LinuxContainerResources};
 use podvisor_tests::{Container, Cri, Handler, PodBuilder, wait};
 
-use crate::case::{Case, gate};
+use crate::case::{Case, gate, long};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -16,6 +16,8 @@ pub fn cases() -> Vec<Case> {
             "limits_beyond_the_machine_are_refused_with_the_numbers",
             beyond_the_machine,
         ),
+        long("a_pod_grows_and_shrinks_with_its_limits", growth),
+        long("a_pods_processors_are_pinned_near_its_memory", binding),
         gate("memory_shortage_ends_only_who_caused_it", memory_shortage),
     ]
 }
@@ -145,6 +147,132 @@ fn beyond_the_machine(cri: &Cri) -> Result<()> {
     }
     let limit = container.shell("cat /sys/fs/cgroup/memory.max")?;
     ensure!(limit == (64 << 20).to_string(), "the limit became {limit}");
+    Ok(())
+}
+
+fn limits_of(memory_mib: i64, millicpus: i64) -> LinuxContainerResources {
+    LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: millicpus * 100,
+        memory_limit_in_bytes: memory_mib << 20,
+        ..LinuxContainerResources::default()
+    }
+}
+
+/// The guest's processors in use and its memory in MiB.
+fn size_inside(container: &Container<'_, '_>) -> Result<(u64, u64)> {
+    let seen = container
+        .shell("echo $(nproc) $(sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)")?;
+    let (cpus, kib) = seen.split_once(' ').context("two numbers")?;
+    Ok((cpus.parse()?, kib.parse::<u64>()? >> 10))
+}
+
+fn growth(cri: &Cri) -> Result<()> {
+    let pod = PodBuilder::new(cri, Handler::Podvisor, "growing")
+        .annotation("podvisor.io/max-cpus", "2")
+        .annotation("podvisor.io/max-memory", "640Mi")
+        .run()?;
+    let container = pod
+        .container("first")
+        .memory_mib(64)
+        .millicpus(500)
+        .start()?;
+    let possible = container.shell("cat /sys/devices/system/cpu/possible")?;
+    ensure!(possible == "0-1", "possible processors: {possible}");
+    let begun = size_inside(&container)?;
+    ensure!(begun.0 == 1 && begun.1 < 182, "it begins with {begun:?}");
+
+    // What the first one gets is there when its update is answered, and can be used.
+    container.update(limits_of(256, 1500))?;
+    let grown = size_inside(&container)?;
+    ensure!(grown.0 == 2 && grown.1 >= begun.1 + 128, "it has {grown:?}");
+    let limits = container.shell("cd /sys/fs/cgroup; cat memory.max cpu.max")?;
+    ensure!(
+        limits == format!("{}\n150000 100000", 256 << 20),
+        "{limits}"
+    );
+    container.shell("dd if=/dev/zero of=/dev/null bs=220M count=1 2> /dev/null")?;
+
+    // And what the second one needs, when it is made.
+    let second = pod.container("second").memory_mib(128).start()?;
+    let both = size_inside(&second)?;
+    ensure!(both.1 >= grown.1 + 120, "with a second container {both:?}");
+
+    for (resources, parts) in [
+        (
+            limits_of(1024, 1500),
+            ["1152 MiB", "podvisor.io/max-memory", "640 MiB"],
+        ),
+        (limits_of(256, 2500), ["2500m", "podvisor.io/max-cpus", "2"]),
+    ] {
+        let refused = container.update(resources).err();
+        let error = format!("{:#}", refused.context("taken beyond the most")?);
+        for part in parts {
+            ensure!(
+                error.contains(part),
+                "{part:?} is not in the error: {error}"
+            );
+        }
+    }
+    let still = size_inside(&container)?;
+    ensure!(still == both, "{still:?} after refusals, {both:?} before");
+
+    container.update(limits_of(32, 500))?;
+    let mut last = still;
+    wait::until("the pod is small again", Duration::from_secs(60), || {
+        last = size_inside(&container)?;
+        Ok((last.0 == 1 && last.1 < begun.1 + 64).then_some(()))
+    })
+    .with_context(|| format!("it has {last:?}, and began with {begun:?}"))?;
+    container.update(limits_of(128, 1200))?;
+    let again = size_inside(&container)?;
+    ensure!(
+        again.0 == 2 && again.1 > last.1,
+        "the second time {again:?}"
+    );
+    Ok(())
+}
+
+/// One processor on one node: what there is of them in a node of ours.
+fn binding(cri: &Cri) -> Result<()> {
+    let pod = PodBuilder::new(cri, Handler::Podvisor, "bound")
+        .annotation("podvisor.io/cpu-pinning", "auto")
+        .annotation("podvisor.io/numa", "auto")
+        .run()?;
+    for (cpus, millicpus, why) in [("", 1000, "names no CPUs"), ("0", 500, "a limit of 500m")] {
+        let container = pod.container("shared").millicpus(millicpus);
+        let container = container.with_resources(|all| all.cpuset_cpus = cpus.into());
+        let error = container
+            .start()
+            .err()
+            .context("pinned without CPUs of its own")?;
+        let error = format!("{error:#}");
+        for part in ["podvisor.io/cpu-pinning", why] {
+            ensure!(
+                error.contains(part),
+                "{part:?} is not in the error: {error}"
+            );
+        }
+    }
+    let container = pod.container("own").millicpus(1000);
+    let container = container
+        .with_resources(|all| all.cpuset_cpus = "0".into())
+        .start()?;
+    ensure!(container.shell("nproc")? == "1", "more than one CPU");
+    let process = format!("/proc/{}", pod.shim_pid()?);
+    let mut pinned = None;
+    for task in fs::read_dir(format!("{process}/task"))? {
+        let path = task?.path();
+        if fs::read_to_string(path.join("comm"))?.trim() == "vcpu0" {
+            let status = fs::read_to_string(path.join("status"))?;
+            let mut lines = status.lines();
+            let list = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+            pinned = list.map(|list| list.trim().to_owned());
+        }
+    }
+    ensure!(pinned.as_deref() == Some("0"), "vcpu0 runs on {pinned:?}");
+    let maps = fs::read_to_string(format!("{process}/numa_maps"))?;
+    ensure!(maps.contains(" bind:0 "), "no memory is bound:\n{maps}");
     Ok(())
 }
 

@@ -5,7 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use podvisor_tests::{Console, Cri, LoopDevice};
+use podvisor_proto::cri::v1::LinuxContainerResources;
+use podvisor_tests::{Console, Cri, LoopDevice, wait};
 
 use super::{BUSYBOX, BUSYBOX_BOOT, logged_in, machine, machine_pod, transcript};
 use crate::case::{Case, gate, long};
@@ -17,6 +18,7 @@ const PARTITION: u64 = 1 << 20;
 pub fn cases() -> Vec<Case> {
     vec![
         long("a_machines_hardware_is_as_annotated", hardware),
+        long("a_machine_grows_with_its_limits_on_its_node", growth),
         long(
             "a_machines_disks_and_cards_are_as_annotated",
             disks_and_cards,
@@ -101,6 +103,62 @@ fn hardware(cri: &Cri) -> Result<()> {
     )?;
     ensure!(took.parse::<u32>()? >= 4, "8 KiB of entropy in {took} s");
     Ok(())
+}
+
+/// Nobody in this machine switches processors on but who sits at its console; memory comes by itself.
+fn growth(cri: &Cri) -> Result<()> {
+    let pod = machine_pod(cri, "growing")
+        .annotation("podvisor.io/max-cpus", "2")
+        .annotation("podvisor.io/max-memory", "768Mi")
+        .annotation("podvisor.io/cpu-pinning", "none")
+        .annotation("podvisor.io/numa", "auto")
+        .run()?;
+    let container = machine(&pod, BUSYBOX);
+    let container = container
+        .with_resources(|all| all.cpuset_cpus = "0".into())
+        .start()?;
+    let mut console = logged_in(&container)?;
+    ensure_seen(
+        &mut console,
+        &[
+            ("nproc", "1"),
+            ("cat /sys/devices/system/cpu/possible", "0-1"),
+            ("cat /sys/devices/system/node/online", "0"),
+            ("ls /sys/firmware/acpi/tables | grep SRAT", "SRAT"),
+        ],
+    )?;
+    let maps = fs::read_to_string(format!("/proc/{}/numa_maps", pod.shim_pid()?))?;
+    ensure!(maps.contains(" bind:0 "), "no memory is bound:\n{maps}");
+    let mut memory = || -> Result<u64> {
+        let kib = console.run("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
+        Ok(kib.parse::<u64>()? >> 10)
+    };
+    let begun = memory()?;
+    let limits = |memory_mib: i64, millicpus: i64| LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: millicpus * 100,
+        memory_limit_in_bytes: memory_mib << 20,
+        cpuset_cpus: "0".into(),
+        ..LinuxContainerResources::default()
+    };
+    container.update(limits(512, 1500))?;
+    wait::until("more memory", Duration::from_secs(60), || {
+        Ok((memory()? >= begun + 256).then_some(()))
+    })?;
+    console.run("echo 1 > /sys/devices/system/cpu/cpu1/online")?;
+    ensure_seen(&mut console, &[("nproc", "2")])?;
+    let refused = container.update(limits(1024, 1500)).err();
+    let error = format!("{:#}", refused.context("taken beyond the most")?);
+    for part in ["1024 MiB", "podvisor.io/max-memory", "768 MiB"] {
+        ensure!(
+            error.contains(part),
+            "{part:?} is not in the error: {error}"
+        );
+    }
+    container.update(limits(256, 1000))?;
+    wait::until("one processor again", Duration::from_secs(60), || {
+        Ok((console.run("nproc")? == "1").then_some(()))
+    })
 }
 
 fn disks_and_cards(cri: &Cri) -> Result<()> {

@@ -34,7 +34,7 @@ echo all shapes; sleep 1000";
 fn topology() -> Result<()> {
     let topology: Topology = "2:3:2".parse()?;
     let mut processors = Processors::new(topology.possible(), topology)?;
-    processors.pinning = vec![0; 5];
+    processors.pinning = vec![vec![0]; 5];
     let guest = Guest::new(TOPOLOGY_REPORT)?.size(1, 256)?;
     let guest = guest
         .with(|config| config.processors = processors)
