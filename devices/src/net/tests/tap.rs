@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::super::HEADER_LEN;
 use super::super::config::{MacAddress, NetConfig};
-use super::super::device::Net;
+use super::super::device::{Net, QueuePair};
 use super::super::tap::Tap;
 use crate::event_loop::EventLoop;
 use crate::virtio::VirtioDevice;
@@ -67,7 +67,11 @@ fn frames_go_through_a_real_tap_with_all_offloads() {
     let socket = packet_socket();
     let io = EventLoop::spawn("test-io", Box::new(|| Ok(()))).unwrap();
     let mac = MacAddress::try_from([2, 0, 0, 0, 0, 1]).unwrap();
-    let mut card = Net::new(NetConfig { mac, mtu: None }, Arc::new(tap), io);
+    let mut card = Net::new(
+        NetConfig { mac, mtu: None },
+        vec![QueuePair::new(Arc::new(tap))],
+        io,
+    );
     let mut driver = TestDriver::new(16 << 20, &[64, 64]);
     let features = card.device_features() | 1 << 29;
     driver.start(&mut card, features);
