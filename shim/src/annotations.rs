@@ -7,13 +7,7 @@ use podvisor_annotations::{AnnotationError, Annotations, Key, Limits};
 use thiserror::Error;
 
 /// Keys that this server does not carry out.
-const NOT_SUPPORTED: [Key; 5] = [
-    Key::MaxCpus,
-    Key::MaxMemory,
-    Key::CpuPinning,
-    Key::Numa,
-    Key::Nics,
-];
+const NOT_SUPPORTED: [Key; 4] = [Key::MaxCpus, Key::MaxMemory, Key::CpuPinning, Key::Numa];
 
 /// Annotations that this server cannot honour.
 #[derive(Debug, Error)]

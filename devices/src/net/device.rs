@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -158,7 +159,12 @@ impl VirtioDevice for Net {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let features = activation.driver_features;
         let mut queues: BTreeMap<u16, QueueHandle> = BTreeMap::new();
-        queues.extend(activation.queues.into_iter().map(|queue| (queue.index, queue)));
+        queues.extend(
+            activation
+                .queues
+                .into_iter()
+                .map(|queue| (queue.index, queue)),
+        );
         let served = if has(features, VIRTIO_NET_F_MQ) {
             self.backends.len()
         } else {

@@ -11,9 +11,10 @@ use podvisor_vmm::EndReason;
 use thiserror::Error;
 use tokio::sync::watch;
 
+use super::card::Card;
 use super::client::{self, AgentError};
 use super::{LaunchError, Launched, Launcher, Machine, MachinePlan};
-use crate::host::{HostError, HostOps, NetworkRequest, Nic, trim_heap};
+use crate::host::{CardRequest, HostError, HostOps, NetworkRequest, Nic, TapsRequest, trim_heap};
 use crate::pod::network::PodNetwork;
 use crate::pod::sizing::Size;
 use crate::timeline::Timeline;
@@ -146,7 +147,8 @@ impl fmt::Display for ConsoleLines {
 /// # Errors
 /// [`BootError`]; the machine is gone then, and so are its taps.
 pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootError> {
-    plan.machine.nics = open_taps(&plan.network, tools).await?;
+    let nics = open_taps(&plan.network, Vec::new(), tools).await?;
+    plan.machine.cards = nics.into_iter().map(Card::from).collect();
     tools.timeline.done("taps");
     let launcher = Arc::clone(&tools.launcher);
     let machine = plan.machine;
@@ -193,18 +195,23 @@ pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootEr
     })
 }
 
-/// Makes a tap beside every interface of the pod's network.
+/// Makes a tap beside every interface of the pod's network; `cards` are what is asked of some.
 ///
 /// # Errors
 /// [`BootError::Host`].
-pub async fn open_taps(network: &PodNetwork, tools: &BootTools) -> Result<Vec<Nic>, BootError> {
+pub async fn open_taps(
+    network: &PodNetwork,
+    cards: Vec<CardRequest>,
+    tools: &BootTools,
+) -> Result<Vec<Nic>, BootError> {
     let PodNetwork::Namespace(namespace) = network else {
         return Ok(Vec::new());
     };
     let (host, request) = (
         Arc::clone(&tools.host),
-        NetworkRequest {
+        TapsRequest {
             namespace: namespace.clone(),
+            cards,
         },
     );
     Ok(tokio::task::spawn_blocking(move || host.open_taps(&request)).await??)

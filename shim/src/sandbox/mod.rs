@@ -10,6 +10,8 @@ mod error;
 mod hot_disk;
 mod mirror;
 mod pet;
+mod pet_exec;
+mod pet_network;
 mod pet_plan;
 mod pet_start;
 mod plan;

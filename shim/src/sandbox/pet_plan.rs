@@ -14,6 +14,7 @@ use podvisor_seed::{GuestMount, MountSource, Nic as SeedNic};
 use podvisor_vmm::ResetPolicy;
 
 use super::error::TaskError;
+use super::pet_network::CardsPlan;
 use super::plan::{PodPlan, kernel_args};
 use crate::guest::pet::BootStage;
 use crate::guest::pet_disk::{DiskOptions, PetDisk};
@@ -55,6 +56,8 @@ pub(super) struct PetPlan {
     pub disks: DiskSet,
     /// The pod's network.
     pub network: PodNetwork,
+    /// What its cards are to be.
+    pub cards: CardsPlan,
     /// How it boots.
     pub stage: BootStage,
     /// What it consists of beside disks and cards.
@@ -122,6 +125,7 @@ impl PetPlan {
         let transparent = pod.config.transparent_huge_pages;
         Ok(Self {
             network: pod.network.clone(),
+            cards: CardsPlan::of(&annotations.nics, &pod.network)?,
             stage: BootStage {
                 request: BootMachineRequest {
                     sources: boot_sources(
@@ -146,7 +150,7 @@ impl PetPlan {
                 kernel: pod.config.kernel(&pod.release),
                 initrd: pod.release.machine_initrd(),
                 kernel_args: Vec::new(),
-                nics: Vec::new(),
+                cards: Vec::new(),
                 pet: Some(pet),
             },
             seed: input.seed(&identity, mounts)?,

@@ -142,7 +142,7 @@ impl PodPlan {
             kernel: self.config.kernel(&self.release),
             initrd: self.config.initrd(&self.release),
             kernel_args: kernel_args(&self.annotations),
-            nics: Vec::new(),
+            cards: Vec::new(),
             pet: None,
         };
         Ok(BootPlan {

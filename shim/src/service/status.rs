@@ -29,6 +29,7 @@ fn code(error: &TaskError) -> Code {
         | TaskError::NotRunning(_)
         | TaskError::IsMachine
         | TaskError::NoAgent
+        | TaskError::NoCommands(_)
         | TaskError::Order(_)
         | TaskError::Disks(_)
         | TaskError::Store(_) => Code::FailedPrecondition,
@@ -40,6 +41,7 @@ fn code(error: &TaskError) -> Code {
         | TaskError::Invalid(_)
         | TaskError::Source(_)
         | TaskError::Seed(_)
+        | TaskError::Nics(_)
         | TaskError::Hardware(_)
         | TaskError::Volume(_)
         | TaskError::Bundle(_)

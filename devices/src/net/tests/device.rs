@@ -68,7 +68,11 @@ fn an_mtu_is_offered_only_when_there_is_one() {
     let (card, ..) = card();
     assert_eq!(card.device_features() >> VIRTIO_NET_F_MTU & 1, 0);
     let io = EventLoop::spawn("test-io", Box::new(|| Ok(()))).unwrap();
-    let card = Net::new(config(Some(1400)), vec![QueuePair::new(Socket::pair().0)], io);
+    let card = Net::new(
+        config(Some(1400)),
+        vec![QueuePair::new(Socket::pair().0)],
+        io,
+    );
     assert_eq!(card.device_features() >> VIRTIO_NET_F_MTU & 1, 1);
     let mut space = [0xff; 16];
     card.read_config(4, &mut space);

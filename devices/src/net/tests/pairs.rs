@@ -3,9 +3,7 @@
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
-use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
-};
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 
 use super::super::config::{MacAddress, NetConfig};
 use super::super::device::{Net, QueuePair};

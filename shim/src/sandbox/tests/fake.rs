@@ -23,7 +23,7 @@ use crate::guest::disk::{Disk, DiskError};
 use crate::guest::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
 use crate::host::{
     ConfineRequest, DiskRequest, HostError, HostOps, LinkSocket, MacRequest, NamespaceListeners,
-    NetworkRequest, Nic, RootfsRequest, VolumeOrigin, VolumeRequest,
+    NetworkRequest, Nic, RootfsRequest, TapsRequest, VolumeOrigin, VolumeRequest,
 };
 use crate::pod::files::PodFiles;
 
@@ -36,6 +36,8 @@ pub struct Guest {
     restart: Mutex<Option<watch::Sender<u64>>>,
     /// The far end of the console.
     pub console: Mutex<Option<DuplexStream>>,
+    /// What a machine's port for a guest agent leads to.
+    pub qga: Mutex<Option<DuplexStream>>,
 }
 
 #[derive(Default)]
@@ -143,6 +145,10 @@ impl Machine for FakeMachine {
         let (ours, theirs) = tokio::io::duplex(1 << 12);
         *self.0.console.lock().unwrap() = Some(theirs);
         Box::new(ours)
+    }
+
+    fn guest_agent_port(&self) -> Option<Stream> {
+        Some(Box::new(self.0.qga.lock().unwrap().take()?))
     }
 
     fn press_power_button(&self) {
@@ -433,7 +439,7 @@ impl Agent for FakeAgent {
 pub struct FakeHost(pub Arc<Guest>);
 
 impl HostOps for FakeHost {
-    fn open_taps(&self, _: &NetworkRequest) -> Result<Vec<Nic>, HostError> {
+    fn open_taps(&self, _: &TapsRequest) -> Result<Vec<Nic>, HostError> {
         Ok(Vec::new())
     }
     fn set_macs(&self, _: &MacRequest) -> Result<(), HostError> {

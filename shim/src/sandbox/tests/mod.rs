@@ -1,6 +1,7 @@
 //! A pod over a guest that is a table, through the very service that containerd calls.
 
 mod fake;
+mod guest_agent;
 mod machines;
 mod ports;
 mod resources;

@@ -13,6 +13,7 @@ mod bad_disks;
 mod debian;
 mod ends;
 mod first_boot;
+mod guest_agent;
 mod pets;
 
 /// The busybox machine's disk in its images, and its tree.
@@ -31,6 +32,7 @@ pub fn cases() -> Vec<Case> {
         pets::cases(),
         annotations::cases(),
         bad_disks::cases(),
+        guest_agent::cases(),
         debian::cases(),
     ]
     .into_iter()
