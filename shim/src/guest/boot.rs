@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::card::Card;
 use super::client::{self, AgentError};
 use super::{LaunchError, Launched, Launcher, Machine, MachinePlan};
-use crate::host::{CardRequest, HostError, HostOps, NetworkRequest, Nic, TapsRequest, trim_heap};
+use crate::host::{CardRequest, HostError, HostOps, Nic, TapsRequest, trim_heap};
 use crate::pod::network::PodNetwork;
 use crate::pod::sizing::Size;
 use crate::timeline::Timeline;
@@ -157,7 +157,7 @@ pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootEr
         tokio::task::spawn_blocking(move || launcher.launch(machine)).await??;
     tools.timeline.done("vm started");
     let (network, ready) = tokio::join!(
-        redirect(&plan.network, tools),
+        redirect(&plan.network, Vec::new(), tools),
         ready(&*machine, ended.clone(), plan.boot_timeout)
     );
     // A guest that does not answer says more than a network that fails.
@@ -217,18 +217,24 @@ pub async fn open_taps(
     Ok(tokio::task::spawn_blocking(move || host.open_taps(&request)).await??)
 }
 
-/// Redirects the pod's traffic to its taps, and tells its addresses and routes.
+/// Redirects the pod's traffic to its taps, and tells its addresses and routes; `cards` are what is
+/// asked of some.
 ///
 /// # Errors
 /// [`BootError::Host`].
-pub async fn redirect(network: &PodNetwork, tools: &BootTools) -> Result<NetworkConfig, BootError> {
+pub async fn redirect(
+    network: &PodNetwork,
+    cards: Vec<CardRequest>,
+    tools: &BootTools,
+) -> Result<NetworkConfig, BootError> {
     let PodNetwork::Namespace(namespace) = network else {
         return Ok(NetworkConfig::default());
     };
     let (host, request) = (
         Arc::clone(&tools.host),
-        NetworkRequest {
+        TapsRequest {
             namespace: namespace.clone(),
+            cards,
         },
     );
     let config = tokio::task::spawn_blocking(move || host.redirect(&request)).await??;

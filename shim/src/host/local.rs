@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -16,9 +16,10 @@ use super::route_socket::RouteSocket;
 use super::scan::Link;
 use super::{
     CardRequest, ConfineRequest, DiskRequest, HostError, HostOps, LinkSocket, MacRequest,
-    NamespaceListeners, NetworkRequest, Nic, NicQueue, RootfsRequest, TapsRequest, VolumeOrigin,
-    VolumeRequest, apparmor, cgroup, cgroup_metrics, disk, link_socket, listeners, namespace,
-    neighbours, pod_files, questions, redirect, rootfs, scan, setup, volume, volume_origin,
+    NamespaceListeners, NatNetwork, NetworkRequest, Nic, NicQueue, RootfsRequest, TapsRequest,
+    VolumeOrigin, VolumeRequest, apparmor, cgroup, cgroup_metrics, disk, link_socket, listeners,
+    namespace, nat, neighbours, pod_files, questions, redirect, rootfs, scan, setup, volume,
+    volume_origin,
 };
 use crate::machine::identity;
 use crate::pod::files::PodFiles;
@@ -67,14 +68,20 @@ impl HostOps for LocalHost {
         })?
     }
 
-    fn redirect(&self, request: &NetworkRequest) -> Result<NetworkConfig, HostError> {
+    fn redirect(&self, request: &TapsRequest) -> Result<NetworkConfig, HostError> {
         namespace::within(&request.namespace, || {
             let mut socket = RouteSocket::open()?;
             let links = scan::links(&mut socket)?;
             let config = scan::network(&mut socket, &links)?;
             for (number, link) in links.iter().enumerate() {
                 let tap = redirect::index_of(&mut socket, &format!("{TAP_PREFIX}{number}"))?;
-                redirect::join(&mut socket, link.index, tap)?;
+                if card(&request.cards, &link.name).is_some_and(|card| card.nat) {
+                    let address = ipv4_address(&config, &link.name)?;
+                    let network = NatNetwork::of_card(number);
+                    nat::join(&mut socket, link.index, tap, address, network)?;
+                } else {
+                    redirect::join(&mut socket, link.index, tap)?;
+                }
             }
             Ok(config)
         })?
@@ -222,12 +229,24 @@ fn open_tap(
     })?;
     redirect::bring_up(socket, &tap_name, link.mtu)?;
     let queues = queues.into_iter().map(|tap| NicQueue { tap, vhost: None });
+    let nat = card.filter(|card| card.nat);
     Ok(Nic {
         name: link.name,
         mac: link.mac,
         mtu,
         queues: queues.collect(),
+        nat: nat.map(|_| NatNetwork::of_card(number)),
     })
+}
+
+/// The first IPv4 address of an interface.
+fn ipv4_address(config: &NetworkConfig, interface: &str) -> Result<Ipv4Addr, HostError> {
+    let found = config.interfaces.iter().find(|it| it.name == interface);
+    let addresses = found.into_iter().flat_map(|it| &it.addresses);
+    let mut addresses =
+        addresses.filter_map(|address| <[u8; 4]>::try_from(address.ip.as_slice()).ok());
+    let first = addresses.next().map(Ipv4Addr::from);
+    first.ok_or_else(|| HostError::NoAddress(interface.to_owned()))
 }
 
 /// The kernel's worker for a pair of a card's queues. A host that has none is no less of a host: the VM's own

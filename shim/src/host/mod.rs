@@ -12,6 +12,7 @@ mod local;
 mod mount_options;
 mod mount_table;
 mod namespace;
+mod nat;
 mod neighbours;
 mod overlay;
 mod owners;
@@ -46,6 +47,7 @@ pub use link_socket::{LinkSocket, LinkSocketError};
 pub use listeners::{ListenError, NamespaceListeners};
 pub use local::LocalHost;
 pub use namespace::NamespaceError;
+pub use nat::NatNetwork;
 pub use pod_files::PodFilesError;
 pub use rootfs::{MountError, unmount_all};
 pub use route_socket::RouteError;
@@ -79,12 +81,12 @@ pub trait HostOps: Send + Sync + 'static {
     /// [`HostError`].
     fn open_links(&self, request: &NetworkRequest) -> Result<Vec<LinkSocket>, HostError>;
 
-    /// Redirects all traffic between interfaces and their taps, and tells the namespace's
+    /// Redirects all traffic between interfaces and their taps, or translates it, and tells the namespace's
     /// addresses, routes, rules and neighbours.
     ///
     /// # Errors
     /// [`HostError`].
-    fn redirect(&self, request: &NetworkRequest) -> Result<NetworkConfig, HostError>;
+    fn redirect(&self, request: &TapsRequest) -> Result<NetworkConfig, HostError>;
 
     /// Removes what [`Self::redirect`] has made. A namespace that is gone is no error.
     ///
@@ -220,6 +222,8 @@ pub struct CardRequest {
     pub mtu: Option<u16>,
     /// Its pairs of queues.
     pub queues: u8,
+    /// Whether the interface keeps its addresses, and the guest has a private one.
+    pub nat: bool,
 }
 
 /// A block device by its number.
@@ -275,6 +279,8 @@ pub struct Nic {
     pub mtu: u32,
     /// The tap beside it; at least one queue.
     pub queues: Vec<NicQueue>,
+    /// The guest's network, where it has not the interface's addresses.
+    pub nat: Option<NatNetwork>,
 }
 
 /// A pair of queues of a card.
@@ -305,6 +311,9 @@ pub enum HostError {
         /// Those that are there.
         there: String,
     },
+    /// An interface without an address that could be translated.
+    #[error("interface {0} has no IPv4 address, and mode nat translates no other")]
+    NoAddress(String),
     /// A card with longer packets than its interface has.
     #[error("interface {interface} has an MTU of {most}: its card cannot have {wanted}")]
     Mtu {

@@ -1,15 +1,19 @@
 //! A machine's network: cards beside the pod's interfaces, and what the machine is told of them.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::{IpNet, Ipv4Net};
 use podvisor_annotations::value::nic::{Nic as Annotated, NicMode};
-use podvisor_seed::{Nic as SeedNic, Resolver};
+use podvisor_seed::{Nic as SeedNic, Resolver, Route};
 
 use super::error::TaskError;
 use crate::addresses::{self, LinkPlan};
 use crate::guest::boot::{BootError, BootTools, open_taps, redirect};
 use crate::guest::card::Card;
-use crate::host::{CardRequest, HostError, LinkSocket, MacRequest, NetworkRequest, Nic};
+use crate::host::{
+    CardRequest, HostError, LinkSocket, MacRequest, NatNetwork, NetworkRequest, Nic,
+};
 use crate::machine::identity::Identity;
 use crate::machine::seed::SeedPlan;
 use crate::pod::network::PodNetwork;
@@ -47,12 +51,6 @@ impl CardsPlan {
             if *network == PodNetwork::Isolated {
                 return Err(invalid(nic, "the pod has no network"));
             }
-            if nic.mode == Some(NicMode::Nat) {
-                return Err(invalid(
-                    nic,
-                    "mode nat is not carried out by this shim: the guest has the pod's addresses (redirect)",
-                ));
-            }
             let name = nic.name.as_str().to_owned();
             plan.places
                 .extend(nic.pci.map(|slot| (name.clone(), slot.get())));
@@ -61,6 +59,7 @@ impl CardsPlan {
                 mac: nic.mac.map(|mac| mac.octets()),
                 mtu: nic.mtu.map(|mtu| mtu.get()),
                 queues: nic.queues.map_or(1, |queues| queues.get()),
+                nat: nic.mode == Some(NicMode::Nat),
             });
         }
         Ok(plan)
@@ -85,17 +84,22 @@ pub(super) async fn connect(
     tools: &BootTools,
 ) -> Result<Connected, TaskError> {
     name_interfaces(network, &plan, identity, tools).await?;
-    let opened = open_taps(network, plan.requests.clone(), tools).await;
-    let nics = opened.map_err(|error| match error {
+    let annotated_too = |error| match error {
         BootError::Host(error) => annotated(error),
         other => other.into(),
-    })?;
+    };
+    let opened = open_taps(network, plan.requests.clone(), tools).await;
+    let nics = opened.map_err(annotated_too)?;
     let sockets = open_links(network, tools).await?;
-    let mut told = addresses::nics(&redirect(network, tools).await?);
+    let redirected = redirect(network, plan.requests.clone(), tools).await;
+    let mut told = addresses::nics(&redirected.map_err(annotated_too)?);
     for nic in &mut told {
-        let card = nics.iter().find(|card| card.name == nic.name);
-        let mtu = card.and_then(|card| u16::try_from(card.mtu).ok());
-        nic.mtu = mtu.unwrap_or(nic.mtu);
+        if let Some(card) = nics.iter().find(|card| card.name == nic.name) {
+            nic.mtu = u16::try_from(card.mtu).unwrap_or(nic.mtu);
+            if let Some(network) = card.nat {
+                translate(nic, network)?;
+            }
+        }
     }
     let resolver = Resolver::parse(&seed.resolv_conf);
     let links = addresses::plans(sockets, &told, &resolver, &seed.hostname);
@@ -110,9 +114,36 @@ pub(super) async fn connect(
 /// Says which annotation asks for what the network has not.
 fn annotated(error: HostError) -> TaskError {
     match error {
-        HostError::NoInterface { .. } | HostError::Mtu { .. } => TaskError::Nics(error),
+        HostError::NoInterface { .. } | HostError::Mtu { .. } | HostError::NoAddress(_) => {
+            TaskError::Nics(error)
+        }
         other => other.into(),
     }
+}
+
+/// Tells of a private network what is told of an interface: all that the interface leads to is
+/// behind the gateway.
+fn translate(nic: &mut SeedNic, network: NatNetwork) -> Result<(), TaskError> {
+    let gateway = Some(IpAddr::V4(network.gateway));
+    let own = nic.addresses.iter().map(|net| (net.trunc(), 0));
+    let others = nic
+        .routes
+        .iter()
+        .map(|route| (route.destination, route.metric));
+    let behind = own
+        .chain(others)
+        .filter(|(net, _)| matches!(net, IpNet::V4(net) if net.prefix_len() < 32));
+    nic.routes = behind
+        .map(|(destination, metric)| Route {
+            destination,
+            gateway,
+            metric,
+        })
+        .collect();
+    let address = Ipv4Net::new(network.guest, NatNetwork::PREFIX_LEN);
+    let address = address.map_err(|error| TaskError::Invalid(error.to_string()))?;
+    nic.addresses = vec![address.into()];
+    Ok(())
 }
 
 /// Gives the pod's interfaces the addresses that the machine had before, or is to have, which its
@@ -164,7 +195,7 @@ mod tests {
     #[test]
     fn cards_are_as_the_annotation_says() {
         let network = PodNetwork::Namespace("/run/netns/a".into());
-        let nics = "[{name: net1, mac: '52:54:00:12:34:56', mtu: 1400, queues: 4}, {name: eth0, pci: '00:0b.0'}]";
+        let nics = "[{name: net1, mac: '52:54:00:12:34:56', mtu: 1400, queues: 4}, {name: eth0, pci: '00:0b.0', mode: nat}]";
         let plan = plan(nics, &network).unwrap();
         let expected = [
             CardRequest {
@@ -172,12 +203,14 @@ mod tests {
                 mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
                 mtu: Some(1400),
                 queues: 4,
+                nat: false,
             },
             CardRequest {
                 name: "eth0".into(),
                 mac: None,
                 mtu: None,
                 queues: 1,
+                nat: true,
             },
         ];
         assert_eq!(plan.requests, expected);
@@ -186,16 +219,35 @@ mod tests {
 
     #[test]
     fn what_no_machine_can_have_is_refused_by_name() {
-        let network = PodNetwork::Namespace("/run/netns/a".into());
-        for (nics, network, why) in [
-            ("[{name: eth0}]", &PodNetwork::Isolated, "no network"),
-            ("[{name: net1, mode: nat}]", &network, "nat"),
-        ] {
-            let error = plan(nics, network).unwrap_err().to_string();
-            assert!(
-                error.contains("podvisor.io/nics") && error.contains(why),
-                "{error}"
-            );
+        let error = plan("[{name: net1}]", &PodNetwork::Isolated).unwrap_err();
+        let error = error.to_string();
+        for part in ["podvisor.io/nics", "net1", "no network"] {
+            assert!(error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn a_translated_guest_reaches_all_by_its_gateway() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let route = |to: &str, gateway: &str| Route {
+            destination: net(to),
+            gateway: Some(gateway.parse().unwrap()),
+            metric: 0,
+        };
+        let mut nic = SeedNic {
+            name: "eth0".into(),
+            mac: [2; 6],
+            mtu: 1450,
+            addresses: vec![net("10.1.0.5/24"), net("fd00::5/64")],
+            routes: vec![route("0.0.0.0/0", "10.1.0.1"), route("::/0", "fd00::1")],
+        };
+        let network = NatNetwork {
+            gateway: [198, 18, 0, 1].into(),
+            guest: [198, 18, 0, 2].into(),
+        };
+        translate(&mut nic, network).unwrap();
+        assert_eq!(nic.addresses, [net("198.18.0.2/24")]);
+        let routes = ["10.1.0.0/24", "0.0.0.0/0"].map(|to| route(to, "198.18.0.1"));
+        assert_eq!(nic.routes, routes);
     }
 }

@@ -448,7 +448,7 @@ impl HostOps for FakeHost {
     fn open_links(&self, _: &NetworkRequest) -> Result<Vec<LinkSocket>, HostError> {
         Ok(Vec::new())
     }
-    fn redirect(&self, _: &NetworkRequest) -> Result<NetworkConfig, HostError> {
+    fn redirect(&self, _: &TapsRequest) -> Result<NetworkConfig, HostError> {
         self.0.state.lock().unwrap().redirected = true;
         Ok(NetworkConfig::default())
     }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ pub fn cases() -> Vec<Case> {
             "a_machines_disks_and_cards_are_as_annotated",
             disks_and_cards,
         ),
+        long("a_machine_can_have_an_address_of_its_own", private_address),
         gate("a_machines_console_can_be_virtio", virtio_console),
         gate("a_machine_that_hangs_is_reset_by_its_watchdog", watchdog),
         long("disks_are_booted_in_the_annotated_order", boot_order),
@@ -219,14 +220,65 @@ fn cards(pod: &Pod<'_>, console: &mut Console) -> Result<()> {
         ensure!(own.contains(&address), "{address} is not in {own}");
     }
     for _ in 0..8 {
-        let mut page = TcpStream::connect("10.75.0.2:80")?;
-        page.set_read_timeout(Some(Duration::from_secs(30)))?;
-        page.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-        let mut text = String::new();
-        page.read_to_string(&mut text)?;
+        let text = page("10.75.0.2:80")?;
         ensure!(text.ends_with("here\n"), "{text}");
     }
     Ok(())
+}
+
+/// The pod's address stays where it is, and leads to the machine.
+fn private_address(cri: &Cri) -> Result<()> {
+    let pod =
+        machine_pod(cri, "private").annotation("podvisor.io/nics", "[{name: eth0, mode: nat}]");
+    let pod = pod.run()?;
+    let machine = machine(&pod, BUSYBOX).start()?;
+    let mut console = logged_in(&machine)?;
+    let addresses = pod.addresses()?;
+    let address = addresses.iter().find(|address| address.contains('.'));
+    let address = address.context("no IPv4 address")?.as_str();
+    ensure_seen(
+        &mut console,
+        &[
+            (
+                "ip -o -4 address show dev eth0 | grep -o 198.18.0.2/24",
+                "198.18.0.2/24",
+            ),
+            (
+                "ping -c 1 -W 10 10.88.0.1 > /dev/null && echo there",
+                "there",
+            ),
+        ],
+    )?;
+    let listener = TcpListener::bind("10.88.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    let served = std::thread::spawn(move || {
+        let (mut stream, peer) = listener.accept()?;
+        stream.write_all(b"heard\n")?;
+        anyhow::Ok(peer)
+    });
+    let heard = console.run(&format!("nc 10.88.0.1 {port} < /dev/null"))?;
+    ensure!(heard == "heard", "{heard}");
+    let peer = served.join().ok().context("the server panicked")??;
+    ensure!(
+        peer.ip().to_string() == address,
+        "{peer} connected, not {address}"
+    );
+    let text = page(&format!("{address}:80"))?;
+    ensure!(text.ends_with("here\n"), "{text}");
+    let ping = Command::new("ping")
+        .args(["-c", "1", "-W", "10", address])
+        .status()?;
+    ensure!(ping.success(), "no echo of {address}");
+    Ok(())
+}
+
+fn page(address: &str) -> Result<String> {
+    let mut page = TcpStream::connect(address)?;
+    page.set_read_timeout(Some(Duration::from_secs(30)))?;
+    page.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    page.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn virtio_console(cri: &Cri) -> Result<()> {

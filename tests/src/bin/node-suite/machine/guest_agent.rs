@@ -1,13 +1,14 @@
 //! Commands in a machine by QEMU's guest agent, Debian's own, where ours does not run.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use podvisor_tests::streaming::Wanted;
-use podvisor_tests::streaming::channel::{STATUS, STDIN};
+use podvisor_tests::streaming::channel::STATUS;
 use podvisor_tests::{Container, Cri, LoopDevice, wait};
 
 use super::{BUSYBOX, logged_in, machine, machine_pod, transcript};
@@ -60,7 +61,8 @@ fn own_agent(cri: &Cri) -> Result<()> {
     for tried in ["our agent", "org.qemu.guest_agent.0"] {
         ensure!(refused.contains(tried), "{refused}");
     }
-    console.run("mkdir /run/tools && mount -o ro $(findfs LABEL=tools || echo /dev/vdb) /run/tools")?;
+    console
+        .run("mkdir /run/tools && mount -o ro $(findfs LABEL=tools || echo /dev/vdb) /run/tools")?;
     console.run(
         "cd /run/tools && ./ld-linux-x86-64.so.2 --library-path . ./qemu-ga --daemonize \
          --method virtio-serial --path /dev/vport*p1 --statedir /run --pidfile /run/qga.pid; cd /",
@@ -89,21 +91,7 @@ fn commands(machine: &Container<'_, '_>) -> Result<()> {
         let found = machine.exec(&["pgrep", "-f", "sleep 1234"])?;
         Ok((found.code == 1).then_some(()))
     })?;
-    // As kubectl cp does it.
-    let wanted = Wanted {
-        stdin: true,
-        terminal: false,
-    };
-    let content = "copied\n".repeat(20_000);
-    let mut copy = machine.exec_stream(&["sh", "-c", "cat > /run/copy"], wanted)?;
-    for piece in content.as_bytes().chunks(16 << 10) {
-        copy.send(STDIN, piece)?;
-    }
-    copy.close(STDIN)?;
-    let status = copy.finish()?.text(STATUS);
-    ensure!(status.contains("Success"), "{status}");
-    let back = machine.exec(&["cat", "/run/copy"])?.stdout;
-    ensure!(back == content, "{} of {} bytes", back.len(), content.len());
+    input(machine)?;
     let terminal = Wanted {
         stdin: false,
         terminal: true,
@@ -114,5 +102,28 @@ fn commands(machine: &Container<'_, '_>) -> Result<()> {
         Err(error) => format!("{error:#}"),
     };
     ensure!(said.contains("leave out -t"), "{said}");
+    Ok(())
+}
+
+/// Input reaches a command when it has ended, which ctr says as kubectl does.
+fn input(machine: &Container<'_, '_>) -> Result<()> {
+    let content = "typed\n".repeat(20_000);
+    let mut file = tempfile::NamedTempFile::new_in("/var/tmp")?;
+    file.write_all(content.as_bytes())?;
+    let output = Command::new("ctr")
+        .args([
+            "--namespace",
+            "k8s.io",
+            "tasks",
+            "exec",
+            "--exec-id",
+            "input",
+        ])
+        .args([&machine.id, "sh", "-c", "cat; exit 9"])
+        .stdin(File::open(file.path())?)
+        .output()?;
+    ensure!(output.status.code() == Some(9), "{output:?}");
+    let back = String::from_utf8(output.stdout)?;
+    ensure!(back == content, "{} of {} bytes", back.len(), content.len());
     Ok(())
 }
