@@ -97,7 +97,7 @@ impl Actor {
                     reply: Some(reply),
                     out: self.outbox.clone(),
                 };
-                tokio::spawn(run.to_its_end(*prepared, received));
+                tokio::spawn(run.follow(*prepared, received));
                 None
             }
             other => {
@@ -185,7 +185,7 @@ struct Run {
 }
 
 impl Run {
-    async fn to_its_end(mut self, prepared: Prepared, mut signals: mpsc::UnboundedReceiver<u32>) {
+    async fn follow(mut self, prepared: Prepared, mut signals: mpsc::UnboundedReceiver<u32>) {
         let Prepared {
             qga,
             mut program,

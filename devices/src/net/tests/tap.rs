@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::HEADER_LEN;
+use super::super::backend::NetBackend as _;
 use super::super::config::{MacAddress, NetConfig};
 use super::super::device::{Net, QueuePair};
 use super::super::tap::Tap;
@@ -57,6 +58,20 @@ fn packet_socket() -> OwnedFd {
 
 fn ethernet_frame(payload: &[u8]) -> Vec<u8> {
     [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1], &ETHERTYPE, payload].concat()
+}
+
+#[test]
+fn queues_of_a_tap_come_and_go() {
+    // SAFETY: only this test's thread changes its namespace.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) });
+    let queues = Tap::open_queues(NAME, 3).unwrap();
+    for in_use in [true, true, false, false, true] {
+        queues[1].set_in_use(in_use).unwrap();
+    }
+    // The only queue of a tap has no such choice.
+    let one = Tap::open_queues("tap1", 1).unwrap();
+    one[0].set_in_use(false).unwrap();
+    one[0].set_in_use(true).unwrap();
 }
 
 #[test]

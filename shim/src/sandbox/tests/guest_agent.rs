@@ -75,10 +75,11 @@ impl Pod {
         let process = json!({ "args": words, "cwd": "/", "user": { "uid": 0, "gid": 0 }, "terminal": terminal });
         let path = |stream: &str| {
             let path = self.folder.path().join(format!("{exec}-{stream}"));
-            let exists = path.exists();
-            exists
-                .then(|| path.display().to_string())
-                .unwrap_or_default()
+            if path.exists() {
+                path.display().to_string()
+            } else {
+                String::new()
+            }
         };
         let request = ExecProcessRequest {
             id: CONTAINER.into(),
