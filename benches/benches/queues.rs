@@ -11,7 +11,7 @@ use std::{io, thread};
 use anyhow::{Context as _, Result, anyhow};
 use podvisor_benches::{Median, print_figure};
 use podvisor_devices::event_loop::EventLoop;
-use podvisor_devices::net::{MacAddress, Net, NetBackend, NetConfig, Offloads};
+use podvisor_devices::net::{MacAddress, Net, NetBackend, NetConfig, Offloads, QueuePair};
 use podvisor_devices::virtio::VirtioDevice as _;
 use podvisor_devices::virtio::testing::{Buffer, TestDriver};
 use podvisor_devices::vsock::packet::{Op, Ports};
@@ -206,7 +206,11 @@ impl NetBench {
         network.set_read_timeout(Some(Duration::from_secs(10)))?;
         let mac = MacAddress::try_from([2, 0, 0, 0, 0, 1])?;
         let config = NetConfig { mac, mtu: None };
-        let mut card = Net::new(config, Arc::new(Socket(socket)), io_thread()?);
+        let mut card = Net::new(
+            config,
+            vec![QueuePair::new(Arc::new(Socket(socket)))],
+            io_thread()?,
+        );
         let mut driver = TestDriver::new(16 << 20, &[Self::QUEUE_SIZE; 2]);
         let buffers = driver.allocate(2048 * u64::from(Self::QUEUE_SIZE), 16);
         let features = card.device_features() | EVENT_IDX;

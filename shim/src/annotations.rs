@@ -1,13 +1,9 @@
-//! What pods ask for by annotations. Keys and values are defined in `podvisor_annotations`; a key
-//! that nothing here carries out fails the pod.
+//! What pods ask for by annotations. Keys and values are defined in `podvisor_annotations`.
 
 use std::collections::HashMap;
 
 use podvisor_annotations::{AnnotationError, Annotations, Key, Limits};
 use thiserror::Error;
-
-/// Keys that this server does not carry out.
-const NOT_SUPPORTED: [Key; 1] = [Key::Nics];
 
 /// Annotations that this server cannot honour.
 #[derive(Debug, Error)]
@@ -15,14 +11,6 @@ pub enum RefusedAnnotation {
     /// A key or value is wrong, or the node does not allow it.
     #[error(transparent)]
     Wrong(#[from] AnnotationError),
-    /// Nothing here does what the key says.
-    #[error("annotation {key}: {value:?} is given, but the key is not supported by this shim")]
-    NotSupported {
-        /// The key.
-        key: Key,
-        /// Its value.
-        value: String,
-    },
     /// The pod is none of those that the key is for.
     #[error("annotation {key}: {value:?} is given, but the pod's container is not a machine")]
     NoMachine {
@@ -43,14 +31,7 @@ pub fn read(
 ) -> Result<Annotations, RefusedAnnotation> {
     let annotations = Annotations::parse(all)?;
     limits.check(&annotations)?;
-    let mut given = annotations.given.iter();
-    match given.find(|(key, _)| NOT_SUPPORTED.contains(key)) {
-        Some((key, value)) => Err(RefusedAnnotation::NotSupported {
-            key: *key,
-            value: value.clone(),
-        }),
-        None => Ok(annotations),
-    }
+    Ok(annotations)
 }
 
 /// Makes sure that an ordinary container's pod asks for nothing that only a machine has.
@@ -82,7 +63,6 @@ mod tests {
             ("podvisor.io/cpus", "many"),
             ("podvisor.io/memory", "12parsecs"),
             ("podvisor.io/kernel-args", "init=/bin/sh"),
-            ("podvisor.io/nics", "[{name: eth0}]"),
         ] {
             let error = read_one(key, value).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains(value), "{error}");

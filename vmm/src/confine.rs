@@ -161,6 +161,8 @@ const KVM_GET_REGS: u32 = 0x8090_ae81;
 const KVM_SIGNAL_MSI: u32 = 0x4020_aea5;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+/// Puts one of the queues of a tap in or out of use.
+const TUNSETQUEUE: u32 = 0x4004_54d9;
 /// A machine's state: of processors, then of what they share.
 const KVM_STATE: &[u32] = &[
     0x4090_ae82, // KVM_SET_REGS
@@ -207,14 +209,14 @@ impl ThreadKind {
                 // process's own.
                 ioctls: &[
                     &[KVM_RUN, KVM_GET_REGS, KVM_SIGNAL_MSI, KVM_SET_GSI_ROUTING],
-                    &[TUNSETOFFLOAD],
+                    &[TUNSETOFFLOAD, TUNSETQUEUE],
                     &VHOST_REQUESTS,
                 ],
                 capabilities: &[],
             },
             Self::Io => Rights {
                 calls: IO,
-                ioctls: &[&[KVM_SIGNAL_MSI]],
+                ioctls: &[&[KVM_SIGNAL_MSI, TUNSETQUEUE]],
                 capabilities: &[],
             },
             Self::Disk => Rights {

@@ -15,7 +15,7 @@ choice! {
     /// Who owns the interface's addresses.
     NicMode {
         Redirect = "redirect": "the guest: it has the pod's addresses, by DHCP and router advertisement, and its MAC",
-        Nat = "nat": "the pod's network namespace: the guest has a private address, and what it sends is translated",
+        Nat = "nat": "the pod's network namespace: the guest has a private IPv4 address, by DHCP, that is translated to the interface's in both directions",
     }
 }
 

@@ -47,4 +47,14 @@ pub trait NetBackend: AsFd + Send + Sync {
     /// # Errors
     /// When the host has no such offloads.
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
+
+    /// Whether frames come to this queue of a backend that has several; all that are out of use have
+    /// none. A backend with one queue always uses it.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn set_in_use(&self, in_use: bool) -> io::Result<()> {
+        let _ = in_use;
+        Ok(())
+    }
 }

@@ -61,12 +61,12 @@ pub struct NetConfig {
 }
 
 impl NetConfig {
-    /// `struct virtio_net_config` (5.1.4) up to its `mtu`.
-    pub(super) fn space(&self) -> [u8; 12] {
+    /// `struct virtio_net_config` (5.1.4) up to its `mtu`, of a card with `pairs` pairs of queues.
+    pub(super) fn space(&self, pairs: u16) -> [u8; 12] {
         let MacAddress([a, b, c, d, e, f]) = self.mac;
         let [mtu_low, mtu_high] = self.mtu.map_or(0, |mtu| mtu.0).to_le_bytes();
         let [link_low, link_high] = LINK_UP.to_le_bytes();
-        let [pairs_low, pairs_high] = 1_u16.to_le_bytes();
+        let [pairs_low, pairs_high] = pairs.to_le_bytes();
         [
             a, b, c, d, e, f, link_low, link_high, pairs_low, pairs_high, mtu_low, mtu_high,
         ]
@@ -98,6 +98,6 @@ mod tests {
             mac,
             mtu: Some(Mtu::try_from(1400).unwrap()),
         };
-        assert_eq!(config.space(), [2, 3, 4, 5, 6, 7, 1, 0, 1, 0, 0x78, 5]);
+        assert_eq!(config.space(4), [2, 3, 4, 5, 6, 7, 1, 0, 4, 0, 0x78, 5]);
     }
 }

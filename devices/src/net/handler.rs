@@ -22,10 +22,8 @@ use crate::virtio::{Activation, QueueHandle, VirtioInterrupt};
 /// Frames moved one way before the other way and other devices of the thread get their turn.
 const BATCH: usize = 64;
 
-/// Queues in the order of the specification (5.1.2), as indices and event tokens.
-const RECEIVE_QUEUE: u16 = 0;
-const TRANSMIT_QUEUE: u16 = 1;
-const BACKEND_TOKEN: u32 = 2;
+/// The backend's event token; queues have their indices.
+const BACKEND_TOKEN: u32 = u32::MAX;
 
 /// Why frames cannot be moved any more.
 #[derive(Debug, Error)]
@@ -59,12 +57,14 @@ pub struct NetHandler {
 }
 
 impl NetHandler {
-    /// Takes over the queues of `activation`.
+    /// Takes over the queues of `activation`: those of the pair whose receive queue is `first`
+    /// (5.1.2).
     ///
     /// # Errors
     /// The index of a queue that is missing.
     pub fn new(
         activation: Activation,
+        first: u16,
         backend: Arc<dyn NetBackend>,
         metrics: Arc<NetMetrics>,
     ) -> Result<Self, u16> {
@@ -75,8 +75,8 @@ impl NetHandler {
                 .filter(|queue| queue.index == index)
                 .ok_or(index)
         };
-        let receive = take(RECEIVE_QUEUE)?;
-        let transmit = take(TRANSMIT_QUEUE)?;
+        let receive = take(first)?;
+        let transmit = take(first + 1)?;
         let merges = activation.driver_features >> VIRTIO_NET_F_MRG_RXBUF & 1 == 1;
         Ok(Self {
             buffers: ReceiveBuffers::new(Arc::clone(&activation.memory), merges),
@@ -101,21 +101,19 @@ impl NetHandler {
         interest: &mut Interest<'_>,
     ) -> Result<(), ServeError> {
         let from_backend = token == BACKEND_TOKEN;
-        let receives = token == u32::from(RECEIVE_QUEUE)
+        let receives = token == u32::from(self.receive.index)
             || from_backend && events.difference(EventSet::OUT) != EventSet::empty();
-        let transmits = token == u32::from(TRANSMIT_QUEUE) && !self.transmit_blocked
+        let transmits = token == u32::from(self.transmit.index) && !self.transmit_blocked
             || from_backend && events.contains(EventSet::OUT);
         if receives && !self.backend_failed {
-            self.receive_frames().map_err(|source| ServeError::Queue {
-                queue: RECEIVE_QUEUE,
-                source,
-            })?;
+            let queue = self.receive.index;
+            self.receive_frames()
+                .map_err(|source| ServeError::Queue { queue, source })?;
         }
         if transmits {
-            self.transmit_frames().map_err(|source| ServeError::Queue {
-                queue: TRANSMIT_QUEUE,
-                source,
-            })?;
+            let queue = self.transmit.index;
+            self.transmit_frames()
+                .map_err(|source| ServeError::Queue { queue, source })?;
         }
         interest
             .modify(BACKEND_TOKEN, self.backend_events())

@@ -1,9 +1,10 @@
-//! Network card (virtio 1.2, 5.1) on a tap device: one pair of queues, checksum and
+//! Network card (virtio 1.2, 5.1) on a tap device: pairs of queues, checksum and
 //! segmentation offloads passed through between guest and kernel, no copy in between. The host's
 //! kernel serves the queues where it can (`vhost`), else the `io` thread does (`handler`).
 
 mod backend;
 mod config;
+mod control;
 mod device;
 mod handler;
 mod metrics;
@@ -15,7 +16,7 @@ mod vhost;
 
 pub use backend::{NetBackend, Offloads};
 pub use config::{MacAddress, Mtu, NetConfig, NetConfigError};
-pub use device::Net;
+pub use device::{MAX_PAIRS, Net, QueuePair};
 pub use metrics::NetMetrics;
 pub use tap::{Tap, TapError};
 pub use vhost::{START_AND_STOP as VHOST_REQUESTS, VhostNet};

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Mutex, PoisonError};
 
 use libc::{Ioctl, c_int, c_short, c_uint, c_ulong};
 use thiserror::Error;
@@ -35,6 +36,8 @@ pub enum TapError {
 #[derive(Debug)]
 pub struct Tap {
     file: File,
+    /// Of a tap with several queues: whether this one is attached.
+    attached: Option<Mutex<bool>>,
 }
 
 impl Tap {
@@ -44,9 +47,35 @@ impl Tap {
     /// # Errors
     /// [`TapError`].
     pub fn open(name: &str) -> Result<Self, TapError> {
+        Self::open_queue(name, false)
+    }
+
+    /// Creates a tap with `count` queues (at least one), each as a descriptor of its own. Only the
+    /// first is in use until [`NetBackend::set_in_use`] says otherwise.
+    ///
+    /// # Errors
+    /// [`TapError`].
+    pub fn open_queues(name: &str, count: usize) -> Result<Vec<Self>, TapError> {
+        let mut queues = Vec::with_capacity(count);
+        for number in 0..count.max(1) {
+            let queue = Self::open_queue(name, count > 1)?;
+            let in_use = queue.set_in_use(number == 0);
+            in_use.map_err(|source| TapError::Host {
+                action: "put a queue of the tap out of use",
+                source,
+            })?;
+            queues.push(queue);
+        }
+        Ok(queues)
+    }
+
+    fn open_queue(name: &str, is_one_of_many: bool) -> Result<Self, TapError> {
         let host = |action| move |source| TapError::Host { action, source };
         let mut request = interface_request(name)?;
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        if is_one_of_many {
+            flags |= libc::IFF_MULTI_QUEUE;
+        }
         request.ifr_ifru.ifru_flags =
             c_short::try_from(flags).map_err(|_| TapError::Name(name.to_owned()))?;
         let file = OpenOptions::new()
@@ -55,7 +84,10 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK)
             .open(DEVICE)
             .map_err(host("open /dev/net/tun"))?;
-        let tap = Self { file };
+        let tap = Self {
+            file,
+            attached: is_one_of_many.then(|| Mutex::new(true)),
+        };
         tap.ioctl(libc::TUNSETIFF, &request)
             .map_err(host("create the tap"))?;
         let header_len: c_int = 12;
@@ -117,6 +149,27 @@ impl NetBackend for Tap {
         } else {
             Ok(())
         }
+    }
+
+    fn set_in_use(&self, in_use: bool) -> io::Result<()> {
+        let Some(attached) = &self.attached else {
+            return Ok(());
+        };
+        let mut attached = attached.lock().unwrap_or_else(PoisonError::into_inner);
+        // The kernel refuses what is so already.
+        if *attached != in_use {
+            let flag = if in_use {
+                libc::IFF_ATTACH_QUEUE
+            } else {
+                libc::IFF_DETACH_QUEUE
+            };
+            // SAFETY: `ifreq` is made of integers, and for all its members zero is a value.
+            let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+            request.ifr_ifru.ifru_flags = c_short::try_from(flag).map_err(io::Error::other)?;
+            self.ioctl(libc::TUNSETQUEUE, &request)?;
+            *attached = in_use;
+        }
+        Ok(())
     }
 }
 

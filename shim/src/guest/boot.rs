@@ -11,9 +11,10 @@ use podvisor_vmm::EndReason;
 use thiserror::Error;
 use tokio::sync::watch;
 
+use super::card::Card;
 use super::client::{self, AgentError};
 use super::{LaunchError, Launched, Launcher, Machine, MachinePlan};
-use crate::host::{HostError, HostOps, NetworkRequest, Nic, trim_heap};
+use crate::host::{CardRequest, HostError, HostOps, Nic, TapsRequest, trim_heap};
 use crate::pod::binding::Binding;
 use crate::pod::network::PodNetwork;
 use crate::pod::room::Room;
@@ -149,7 +150,8 @@ impl fmt::Display for ConsoleLines {
 /// # Errors
 /// [`BootError`]; the machine is gone then, and so are its taps.
 pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootError> {
-    plan.machine.nics = open_taps(&plan.network, tools).await?;
+    let nics = open_taps(&plan.network, Vec::new(), tools).await?;
+    plan.machine.cards = nics.into_iter().map(Card::from).collect();
     tools.timeline.done("taps");
     let launcher = Arc::clone(&tools.launcher);
     let machine = plan.machine;
@@ -158,7 +160,7 @@ pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootEr
         tokio::task::spawn_blocking(move || launcher.launch(machine)).await??;
     tools.timeline.done("vm started");
     let (network, ready) = tokio::join!(
-        redirect(&plan.network, tools),
+        redirect(&plan.network, Vec::new(), tools),
         ready(&*machine, ended.clone(), plan.boot_timeout)
     );
     // A guest that does not answer says more than a network that fails.
@@ -197,35 +199,46 @@ pub async fn boot(mut plan: BootPlan, tools: &BootTools) -> Result<Guest, BootEr
     })
 }
 
-/// Makes a tap beside every interface of the pod's network.
+/// Makes a tap beside every interface of the pod's network; `cards` are what is asked of some.
 ///
 /// # Errors
 /// [`BootError::Host`].
-pub async fn open_taps(network: &PodNetwork, tools: &BootTools) -> Result<Vec<Nic>, BootError> {
+pub async fn open_taps(
+    network: &PodNetwork,
+    cards: Vec<CardRequest>,
+    tools: &BootTools,
+) -> Result<Vec<Nic>, BootError> {
     let PodNetwork::Namespace(namespace) = network else {
         return Ok(Vec::new());
     };
     let (host, request) = (
         Arc::clone(&tools.host),
-        NetworkRequest {
+        TapsRequest {
             namespace: namespace.clone(),
+            cards,
         },
     );
     Ok(tokio::task::spawn_blocking(move || host.open_taps(&request)).await??)
 }
 
-/// Redirects the pod's traffic to its taps, and tells its addresses and routes.
+/// Redirects the pod's traffic to its taps, and tells its addresses and routes; `cards` are what is
+/// asked of some.
 ///
 /// # Errors
 /// [`BootError::Host`].
-pub async fn redirect(network: &PodNetwork, tools: &BootTools) -> Result<NetworkConfig, BootError> {
+pub async fn redirect(
+    network: &PodNetwork,
+    cards: Vec<CardRequest>,
+    tools: &BootTools,
+) -> Result<NetworkConfig, BootError> {
     let PodNetwork::Namespace(namespace) = network else {
         return Ok(NetworkConfig::default());
     };
     let (host, request) = (
         Arc::clone(&tools.host),
-        NetworkRequest {
+        TapsRequest {
             namespace: namespace.clone(),
+            cards,
         },
     );
     let config = tokio::task::spawn_blocking(move || host.redirect(&request)).await??;

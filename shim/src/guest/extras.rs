@@ -8,11 +8,11 @@ use podvisor_devices::console::Terminal;
 use podvisor_devices::event_loop::EventLoop;
 use podvisor_devices::virtio::balloon::{Balloon, BalloonConfig, BalloonControl};
 use podvisor_devices::virtio::rng::{Rng, RngConfig};
-use podvisor_devices::virtio::{ConsoleConfig, VirtioConsole};
+use podvisor_devices::virtio::{ConsoleConfig, ConsolePort, PortName, VirtioConsole};
 use podvisor_vmm::DeviceSlot;
 
-use super::LaunchError;
 use super::launch::device;
+use super::{LaunchError, qga};
 
 /// The choices there are; by default those for guests that run containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,14 +40,18 @@ pub(super) struct ExtraDevices {
     pub(super) slots: Vec<DeviceSlot>,
     /// Moves the balloon, where somebody is to.
     pub(super) balloon: Option<BalloonControl>,
+    /// The port for a guest agent of the machine's own, where there is to be one.
+    pub(super) qga: Option<ConsolePort>,
 }
 
 impl Extras {
-    /// The devices, served by `io`; a virtio console shows `terminal`.
+    /// The devices, served by `io`; a virtio console shows `terminal`. With `has_qga` there is a port
+    /// for a guest agent: the same device has both.
     pub(super) fn devices(
         self,
         io: &EventLoop,
         terminal: &Terminal,
+        has_qga: bool,
     ) -> Result<ExtraDevices, LaunchError> {
         let bytes_per_second = self.rng;
         let rng = Rng::new(RngConfig { bytes_per_second }, io.clone()).map_err(device("rng"))?;
@@ -58,18 +62,24 @@ impl Extras {
             slots.push(DeviceSlot::new("balloon", balloon));
             control = (self.balloon == BalloonMode::Auto).then_some(handle);
         }
-        if self.console == ConsoleKind::Virtio {
+        let is_console = self.console == ConsoleKind::Virtio;
+        let mut qga = None;
+        if is_console || has_qga {
+            let names = [qga::PORT].into_iter().filter(|_| has_qga);
+            let names = names.map(PortName::try_from).collect::<Result<_, _>>();
             let config = ConsoleConfig {
-                terminal: Some(terminal.clone()),
-                ports: Vec::new(),
+                terminal: is_console.then(|| terminal.clone()),
+                ports: names.map_err(device("console"))?,
             };
             let made = VirtioConsole::new(config, io.clone());
-            let (console, _, _) = made.map_err(device("console"))?;
+            let (console, _, mut ports) = made.map_err(device("console"))?;
             slots.push(DeviceSlot::new("console", console));
+            qga = ports.pop();
         }
         Ok(ExtraDevices {
             slots,
             balloon: control,
+            qga,
         })
     }
 }

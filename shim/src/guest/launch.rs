@@ -12,8 +12,7 @@ use podvisor_devices::event_loop::EventLoop;
 use podvisor_devices::fs::{
     ExportError, ExportOptions, Exports, FsConfig, FsTag, VirtioFs, Writes,
 };
-use podvisor_devices::net::{MacAddress, Mtu, Net, NetConfig};
-use podvisor_devices::virtio::VirtioDevice;
+use podvisor_devices::virtio::{ConsolePort, VirtioDevice};
 use podvisor_devices::vsock::{Vsock, VsockConfig, VsockHost};
 use podvisor_proto::agent::{FS_TAG, READY_PORT};
 use podvisor_vmm::config::ConfigError;
@@ -29,9 +28,9 @@ use super::console::ConsoleStream;
 use super::disk::{self, Disk, DiskError};
 use super::extras::ExtraDevices;
 use super::pet_disk::DiskThreads;
+use super::port::GuestPort;
 use super::vsock::GuestStream;
 use super::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, PetParts, Stream};
-use crate::host::Nic;
 use crate::pod::room::Room;
 use crate::sandbox::chain;
 
@@ -75,14 +74,15 @@ impl Launcher for KvmLauncher {
             devices.push(slot("fs", file_system(&exports)?));
         }
         let terminal = Terminal::new();
-        let ExtraDevices { slots, balloon } = plan.extras.devices(&io, &terminal)?;
+        let extras = plan.extras.devices(&io, &terminal, plan.pet.is_some())?;
+        let ExtraDevices {
+            slots,
+            balloon,
+            qga,
+        } = extras;
         devices.extend(slots);
-        for nic in plan.nics {
-            devices.push(DeviceSlot {
-                name: nic.name.clone(),
-                address: None,
-                device: Box::new(card(nic, io.clone())?),
-            });
+        for card in plan.cards {
+            devices.push(card.slot(io.clone())?);
         }
         let pet = plan.pet.take();
         let is_pet = pet.is_some();
@@ -147,6 +147,7 @@ impl Launcher for KvmLauncher {
                 exports,
                 terminal,
                 reader: Mutex::new(reader),
+                qga: Mutex::new(qga),
             }),
             ended,
             restarts,
@@ -237,18 +238,6 @@ fn file_system(exports: &Exports) -> Result<VirtioFs, LaunchError> {
     VirtioFs::new(FsConfig::new(tag), exports, &(on_start as _)).map_err(device("fs"))
 }
 
-fn card(nic: Nic, io: EventLoop) -> Result<Net, LaunchError> {
-    let mac = MacAddress::try_from(nic.mac).map_err(device("net"))?;
-    let mtu = u16::try_from(nic.mtu)
-        .ok()
-        .and_then(|mtu| Mtu::try_from(mtu).ok());
-    let card = Net::new(NetConfig { mac, mtu }, Arc::new(nic.tap), io);
-    Ok(match nic.vhost {
-        Some(vhost) => card.with_vhost(vhost),
-        None => card,
-    })
-}
-
 /// A machine on KVM.
 struct KvmMachine {
     /// Moves the balloon as long as there is a machine.
@@ -259,6 +248,8 @@ struct KvmMachine {
     terminal: Terminal,
     /// All that the console prints, until somebody takes it.
     reader: Mutex<Option<ConsoleReader>>,
+    /// The port for the machine's own agent, until somebody takes it.
+    qga: Mutex<Option<ConsolePort>>,
 }
 
 impl Machine for KvmMachine {
@@ -280,6 +271,11 @@ impl Machine for KvmMachine {
             reader: first.unwrap_or_else(|| self.terminal.reader(TRANSCRIPT)),
             terminal: self.terminal.clone(),
         })
+    }
+
+    fn guest_agent_port(&self) -> Option<Stream> {
+        let mut qga = self.qga.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Box::new(GuestPort(qga.take()?)))
     }
 
     fn press_power_button(&self) {

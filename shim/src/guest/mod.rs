@@ -3,6 +3,7 @@
 
 pub mod balloon;
 pub mod boot;
+pub mod card;
 pub mod client;
 mod console;
 pub mod disk;
@@ -11,7 +12,6 @@ pub mod launch;
 pub mod pet;
 pub mod pet_disk;
 pub mod port;
-#[cfg_attr(not(test), expect(dead_code, reason = "machine pods use it"))]
 pub mod qga;
 
 mod vsock;
@@ -33,10 +33,10 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
+use self::card::Card;
 use self::disk::{Disk, DiskError};
 use self::extras::Extras;
 use self::pet_disk::PetDisk;
-use crate::host::Nic;
 use crate::pod::binding::Binding;
 use crate::pod::room::Room;
 
@@ -61,6 +61,9 @@ pub trait Machine: Send + Sync + 'static {
 
     /// Its console's two directions; what it prints before the first call is not lost.
     fn console(&self) -> Stream;
+
+    /// The port at which a QEMU guest agent may be; once, and only of one that boots its own disk.
+    fn guest_agent_port(&self) -> Option<Stream>;
 
     /// Presses its power button. One that does not listen is none the worse for it.
     fn press_power_button(&self);
@@ -168,7 +171,7 @@ pub struct MachinePlan {
     /// Its entropy, balloon and console.
     pub extras: Extras,
     /// Its network cards.
-    pub nics: Vec<Nic>,
+    pub cards: Vec<Card>,
     /// What it has beside, when it boots a disk of its own.
     pub pet: Option<PetParts>,
 }

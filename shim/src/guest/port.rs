@@ -8,7 +8,6 @@ use podvisor_devices::virtio::ConsolePort;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A port. Reading and writing fail with `NotConnected` while no program in the guest has it open.
-#[expect(dead_code, reason = "the guest agent of a machine is reached by it")]
 pub struct GuestPort(pub ConsolePort);
 
 impl AsyncRead for GuestPort {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -13,11 +13,13 @@ use podvisor_proto::agent::v1::NetworkConfig;
 use podvisor_proto::cgroups::Metrics;
 
 use super::route_socket::RouteSocket;
+use super::scan::Link;
 use super::{
-    ConfineRequest, DiskRequest, HostError, HostOps, LinkSocket, MacRequest, NamespaceListeners,
-    NetworkRequest, Nic, RootfsRequest, VolumeOrigin, VolumeRequest, apparmor, cgroup,
-    cgroup_metrics, disk, link_socket, listeners, namespace, neighbours, pod_files, questions,
-    redirect, rootfs, scan, setup, volume, volume_origin,
+    CardRequest, ConfineRequest, DiskRequest, HostError, HostOps, LinkSocket, MacRequest,
+    NamespaceListeners, NatNetwork, NetworkRequest, Nic, NicQueue, RootfsRequest, TapsRequest,
+    VolumeOrigin, VolumeRequest, apparmor, cgroup, cgroup_metrics, disk, link_socket, listeners,
+    namespace, nat, neighbours, pod_files, questions, redirect, rootfs, scan, setup, volume,
+    volume_origin,
 };
 use crate::machine::identity;
 use crate::pod::files::PodFiles;
@@ -30,32 +32,22 @@ const TAP_PREFIX: &str = "pvtap";
 pub struct LocalHost;
 
 impl HostOps for LocalHost {
-    fn open_taps(&self, request: &NetworkRequest) -> Result<Vec<Nic>, HostError> {
+    fn open_taps(&self, request: &TapsRequest) -> Result<Vec<Nic>, HostError> {
         let taps = || -> Result<Vec<Nic>, HostError> {
             let mut socket = RouteSocket::open()?;
             let links = scan::links(&mut socket)?;
+            ensure_there(&links, &request.cards)?;
             let mut nics = Vec::with_capacity(links.len());
             for (number, link) in links.into_iter().enumerate() {
-                let tap_name = format!("{TAP_PREFIX}{number}");
-                let tap = Tap::open(&tap_name).map_err(|source| HostError::Tap {
-                    interface: link.name.clone(),
-                    source,
-                })?;
-                redirect::bring_up(&mut socket, &tap_name, link.mtu)?;
-                nics.push(Nic {
-                    name: link.name,
-                    mac: link.mac,
-                    mtu: link.mtu,
-                    tap,
-                    vhost: None,
-                });
+                let card = card(&request.cards, &link.name);
+                nics.push(open_tap(&mut socket, number, link, card)?);
             }
             Ok(nics)
         };
         let mut nics = namespace::within(&request.namespace, taps)??;
         // Not inside: the kernel's workers would keep the namespace.
-        for nic in &mut nics {
-            nic.vhost = vhost();
+        for queue in nics.iter_mut().flat_map(|nic| &mut nic.queues) {
+            queue.vhost = vhost();
         }
         Ok(nics)
     }
@@ -63,8 +55,11 @@ impl HostOps for LocalHost {
     fn set_macs(&self, request: &MacRequest) -> Result<(), HostError> {
         namespace::within(&request.namespace, || {
             let mut socket = RouteSocket::open()?;
-            for link in scan::links(&mut socket)? {
-                let mac = identity::mac(&request.seed, &link.name);
+            let links = scan::links(&mut socket)?;
+            ensure_there(&links, &request.cards)?;
+            for link in links {
+                let asked = card(&request.cards, &link.name).and_then(|card| card.mac);
+                let mac = asked.unwrap_or_else(|| identity::mac(&request.seed, &link.name));
                 if link.mac != mac {
                     redirect::set_mac(&mut socket, link.index, mac)?;
                 }
@@ -73,14 +68,20 @@ impl HostOps for LocalHost {
         })?
     }
 
-    fn redirect(&self, request: &NetworkRequest) -> Result<NetworkConfig, HostError> {
+    fn redirect(&self, request: &TapsRequest) -> Result<NetworkConfig, HostError> {
         namespace::within(&request.namespace, || {
             let mut socket = RouteSocket::open()?;
             let links = scan::links(&mut socket)?;
             let config = scan::network(&mut socket, &links)?;
             for (number, link) in links.iter().enumerate() {
                 let tap = redirect::index_of(&mut socket, &format!("{TAP_PREFIX}{number}"))?;
-                redirect::join(&mut socket, link.index, tap)?;
+                if card(&request.cards, &link.name).is_some_and(|card| card.nat) {
+                    let address = ipv4_address(&config, &link.name)?;
+                    let network = NatNetwork::of_card(number);
+                    nat::join(&mut socket, link.index, tap, address, network)?;
+                } else {
+                    redirect::join(&mut socket, link.index, tap)?;
+                }
             }
             Ok(config)
         })?
@@ -179,7 +180,76 @@ impl HostOps for LocalHost {
     }
 }
 
-/// The kernel's worker for a card. A host that has none is no less of a host: the VM's own
+/// What is asked of the card of an interface.
+fn card<'c>(cards: &'c [CardRequest], interface: &str) -> Option<&'c CardRequest> {
+    cards.iter().find(|card| card.name == interface)
+}
+
+fn ensure_there(links: &[Link], cards: &[CardRequest]) -> Result<(), HostError> {
+    let is_there = |card: &&CardRequest| links.iter().any(|link| link.name == card.name);
+    match cards.iter().find(|card| !is_there(card)) {
+        None => Ok(()),
+        Some(card) => Err(HostError::NoInterface {
+            name: card.name.clone(),
+            there: match links {
+                [] => "none".to_owned(),
+                [..] => {
+                    let names = links.iter().map(|link| link.name.as_str());
+                    names.collect::<Vec<_>>().join(", ")
+                }
+            },
+        }),
+    }
+}
+
+/// The tap beside an interface, in the namespace of the calling thread. It carries what the
+/// interface does, also where its card is told of less.
+fn open_tap(
+    socket: &mut RouteSocket,
+    number: usize,
+    link: Link,
+    card: Option<&CardRequest>,
+) -> Result<Nic, HostError> {
+    let mtu = match card.and_then(|card| card.mtu) {
+        None => link.mtu,
+        Some(wanted) if u32::from(wanted) <= link.mtu => wanted.into(),
+        Some(wanted) => {
+            return Err(HostError::Mtu {
+                interface: link.name,
+                most: link.mtu,
+                wanted,
+            });
+        }
+    };
+    let tap_name = format!("{TAP_PREFIX}{number}");
+    let count = card.map_or(1, |card| card.queues.into());
+    let queues = Tap::open_queues(&tap_name, count).map_err(|source| HostError::Tap {
+        interface: link.name.clone(),
+        source,
+    })?;
+    redirect::bring_up(socket, &tap_name, link.mtu)?;
+    let queues = queues.into_iter().map(|tap| NicQueue { tap, vhost: None });
+    let nat = card.filter(|card| card.nat);
+    Ok(Nic {
+        name: link.name,
+        mac: link.mac,
+        mtu,
+        queues: queues.collect(),
+        nat: nat.map(|_| NatNetwork::of_card(number)),
+    })
+}
+
+/// The first IPv4 address of an interface.
+fn ipv4_address(config: &NetworkConfig, interface: &str) -> Result<Ipv4Addr, HostError> {
+    let found = config.interfaces.iter().find(|it| it.name == interface);
+    let addresses = found.into_iter().flat_map(|it| &it.addresses);
+    let mut addresses =
+        addresses.filter_map(|address| <[u8; 4]>::try_from(address.ip.as_slice()).ok());
+    let first = addresses.next().map(Ipv4Addr::from);
+    first.ok_or_else(|| HostError::NoAddress(interface.to_owned()))
+}
+
+/// The kernel's worker for a pair of a card's queues. A host that has none is no less of a host: the VM's own
 /// thread moves the frames then.
 fn vhost() -> Option<VhostNet> {
     VhostNet::open()

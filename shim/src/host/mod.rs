@@ -12,6 +12,7 @@ mod local;
 mod mount_options;
 mod mount_table;
 mod namespace;
+mod nat;
 mod neighbours;
 mod overlay;
 mod owners;
@@ -46,6 +47,7 @@ pub use link_socket::{LinkSocket, LinkSocketError};
 pub use listeners::{ListenError, NamespaceListeners};
 pub use local::LocalHost;
 pub use namespace::NamespaceError;
+pub use nat::NatNetwork;
 pub use pod_files::PodFilesError;
 pub use rootfs::{MountError, unmount_all};
 pub use route_socket::RouteError;
@@ -64,10 +66,10 @@ pub trait HostOps: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`HostError`]; no tap is left.
-    fn open_taps(&self, request: &NetworkRequest) -> Result<Vec<Nic>, HostError>;
+    fn open_taps(&self, request: &TapsRequest) -> Result<Vec<Nic>, HostError>;
 
-    /// Gives every interface of a network namespace the hardware address that its name has in a
-    /// machine. Belongs before [`Self::open_taps`].
+    /// Gives every interface of a network namespace the hardware address that is asked for, and else
+    /// the one that its name has in a machine. Belongs before [`Self::open_taps`].
     ///
     /// # Errors
     /// [`HostError`].
@@ -81,12 +83,12 @@ pub trait HostOps: Send + Sync + 'static {
     /// [`HostError`].
     fn open_links(&self, request: &NetworkRequest) -> Result<Vec<LinkSocket>, HostError>;
 
-    /// Redirects all traffic between interfaces and their taps, and tells the namespace's
+    /// Redirects all traffic between interfaces and their taps, or translates it, and tells the namespace's
     /// addresses, routes, rules and neighbours.
     ///
     /// # Errors
     /// [`HostError`].
-    fn redirect(&self, request: &NetworkRequest) -> Result<NetworkConfig, HostError>;
+    fn redirect(&self, request: &TapsRequest) -> Result<NetworkConfig, HostError>;
 
     /// Removes what [`Self::redirect`] has made. A namespace that is gone is no error.
     ///
@@ -191,13 +193,39 @@ pub struct NetworkRequest {
     pub namespace: PathBuf,
 }
 
+/// Taps for a pod's interfaces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapsRequest {
+    /// Path of the namespace.
+    pub namespace: PathBuf,
+    /// Interfaces that are to be there, and what is asked of their cards.
+    pub cards: Vec<CardRequest>,
+}
+
 /// Hardware addresses for a pod's interfaces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MacRequest {
     /// Path of the namespace.
     pub namespace: PathBuf,
-    /// What they are made from.
+    /// What they are made from, where none is asked for.
     pub seed: [u8; 32],
+    /// Interfaces that are to be there, and what is asked of their cards.
+    pub cards: Vec<CardRequest>,
+}
+
+/// What a pod asks of the card of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CardRequest {
+    /// The interface's name.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: Option<[u8; 6]>,
+    /// Its MTU in bytes: at most the interface's.
+    pub mtu: Option<u16>,
+    /// Its pairs of queues.
+    pub queues: u8,
+    /// Whether the interface keeps its addresses, and the guest has a private one.
+    pub nat: bool,
 }
 
 /// A block device by its number.
@@ -249,9 +277,17 @@ pub struct Nic {
     pub name: String,
     /// Its hardware address, which the guest takes over.
     pub mac: [u8; 6],
-    /// Its MTU in bytes.
+    /// Its card's MTU in bytes.
     pub mtu: u32,
-    /// The tap beside it.
+    /// The tap beside it; at least one queue.
+    pub queues: Vec<NicQueue>,
+    /// The guest's network, where it has not the interface's addresses.
+    pub nat: Option<NatNetwork>,
+}
+
+/// A pair of queues of a card.
+pub struct NicQueue {
+    /// A queue of the tap.
     pub tap: Tap,
     /// The host's kernel moves its frames, where it can.
     pub vhost: Option<VhostNet>,
@@ -269,6 +305,27 @@ pub enum HostError {
     /// The namespace has something that a guest cannot be given.
     #[error("the pod's network cannot be taken over")]
     Scan(#[from] ScanError),
+    /// An interface that a pod speaks of is missing.
+    #[error("the pod's network has no interface {name} that is up: there are {there}")]
+    NoInterface {
+        /// Its name.
+        name: String,
+        /// Those that are there.
+        there: String,
+    },
+    /// An interface without an address that could be translated.
+    #[error("interface {0} has no IPv4 address, and mode nat translates no other")]
+    NoAddress(String),
+    /// A card with longer packets than its interface has.
+    #[error("interface {interface} has an MTU of {most}: its card cannot have {wanted}")]
+    Mtu {
+        /// The interface.
+        interface: String,
+        /// Its MTU.
+        most: u32,
+        /// What was asked for.
+        wanted: u16,
+    },
     /// No tap.
     #[error("cannot make a tap for interface {interface}")]
     Tap {

@@ -66,7 +66,11 @@ pub(super) fn join(socket: &mut RouteSocket, one: u32, other: u32) -> Result<(),
 
 /// Makes the place where an interface's filters are, if it is not there yet.
 pub(super) fn add_ingress(socket: &mut RouteSocket, interface: u32) -> Result<(), RouteError> {
-    let qdisc = RouteNetlinkMessage::NewQueueDiscipline(ingress(interface));
+    let mut place = ingress(interface);
+    place
+        .attributes
+        .push(TcAttribute::Kind("ingress".to_owned()));
+    let qdisc = RouteNetlinkMessage::NewQueueDiscipline(place);
     let create = NLM_F_CREATE | NLM_F_EXCL;
     match socket.change("adding an ingress qdisc", qdisc, create) {
         Err(RouteError::Refused {
@@ -77,7 +81,18 @@ pub(super) fn add_ingress(socket: &mut RouteSocket, interface: u32) -> Result<()
     }
 }
 
-/// Removes an interface's redirect, if it has one.
+/// Makes the place where filters of both directions are.
+pub(super) fn add_clsact(socket: &mut RouteSocket, interface: u32) -> Result<(), RouteError> {
+    let mut place = ingress(interface);
+    place
+        .attributes
+        .push(TcAttribute::Kind("clsact".to_owned()));
+    let qdisc = RouteNetlinkMessage::NewQueueDiscipline(place);
+    let create = NLM_F_CREATE | NLM_F_EXCL;
+    socket.change("adding a clsact qdisc", qdisc, create)
+}
+
+/// Removes an interface's redirect or translation, if it has one.
 pub(super) fn part(socket: &mut RouteSocket, interface: u32) -> Result<(), RouteError> {
     let qdisc = RouteNetlinkMessage::DelQueueDiscipline(ingress(interface));
     match socket.change("removing an ingress qdisc", qdisc, 0) {
@@ -110,13 +125,11 @@ pub(super) fn filter(interface: u32, info: u32, kind: &str, options: Vec<TcOptio
     message
 }
 
+/// The queueing discipline of what comes in, whatever kind it has.
 fn ingress(interface: u32) -> TcMessage {
     let mut message = on_interface(interface);
     message.header.parent = TcHandle::INGRESS;
     message.header.handle = TcHandle::from(INGRESS_HANDLE);
-    message
-        .attributes
-        .push(TcAttribute::Kind("ingress".to_owned()));
     message
 }
 

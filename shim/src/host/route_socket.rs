@@ -34,6 +34,9 @@ pub enum RouteError {
     /// The kernel's answer is not understood.
     #[error("an answer of rtnetlink is not understood")]
     Decode(#[source] DecodeError),
+    /// The kernel does not forward.
+    #[error("cannot have the pod's network namespace forward packets")]
+    Forward(#[source] std::io::Error),
     /// An interface is not there.
     #[error("there is no interface {0}")]
     NoInterface(String),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use podvisor_proto::agent::STREAM_PORT;
 use podvisor_proto::agent::v1::StreamTokens;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
@@ -61,6 +61,47 @@ pub async fn attach(
         }
     }
     Ok(streams)
+}
+
+/// The far ends of a process's streams, where they are in this process.
+#[derive(Default)]
+pub struct NearEnds {
+    /// What is read from containerd.
+    pub stdin: Option<DuplexStream>,
+    /// Where to write for containerd.
+    pub stdout: Option<DuplexStream>,
+    /// The same for errors.
+    pub stderr: Option<DuplexStream>,
+}
+
+/// Connects the streams to ends in this process and begins to copy.
+///
+/// # Errors
+/// [`StdioError`]; nothing is copied then.
+pub fn attach_here(stdio: &Stdio) -> Result<(Streams, NearEnds), StdioError> {
+    let input = Input::open(&StdioAddress::parse(&stdio.stdin)?)?;
+    let stdout = Output::open(&StdioAddress::parse(&stdio.stdout)?)?;
+    let stderr = Output::open(&StdioAddress::parse(&stdio.stderr)?)?;
+    let mut streams = Streams::default();
+    let mut ends = NearEnds::default();
+    if let Some(Input {
+        receiver,
+        held_open,
+    }) = input
+    {
+        let (ours, theirs) = duplex(PIECE_LEN);
+        let copying = tokio::spawn(copy_input(receiver, Box::new(ours)));
+        streams.set_input(copying, held_open);
+        ends.stdin = Some(theirs);
+    }
+    for (output, end) in [(stdout, &mut ends.stdout), (stderr, &mut ends.stderr)] {
+        if let Some(output) = output {
+            let (ours, theirs) = duplex(PIECE_LEN);
+            streams.add_output(tokio::spawn(copy_output(Box::new(ours), output)));
+            *end = Some(theirs);
+        }
+    }
+    Ok((streams, ends))
 }
 
 /// Connects to the stream that `token` names; an empty token names none.

@@ -9,7 +9,7 @@ mod output;
 
 pub use address::{StdioAddress, StdioError};
 pub use console::ConsoleEnds;
-pub use copy::{Streams, attach, copy};
+pub use copy::{NearEnds, Streams, attach, attach_here, copy};
 
 /// Where containerd wants a process's streams.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -202,6 +202,12 @@ impl Actor {
             } => {
                 self.exec_created(&process, result, reply);
             }
+            Message::QgaPrepared {
+                process,
+                result,
+                reply,
+            } => self.qga_prepared(&process, result, reply),
+            Message::QgaEnded { process, status } => self.qga_ended(&process, status),
             Message::Started {
                 process,
                 result,
@@ -272,6 +278,9 @@ impl Actor {
         if self.is_prepared_pet(&id) {
             return self.start_pet(&id, reply);
         }
+        let Some(reply) = self.start_by_qga(&id, reply) else {
+            return;
+        };
         match self.link() {
             Ok(link) => {
                 tokio::spawn(work::start(link.agent, id, reply, self.outbox.clone()));
@@ -383,6 +392,9 @@ impl Actor {
         if id.is_init() && !matches!(self.guest, GuestState::Up { .. }) {
             let answer = allowed.and_then(|()| self.signal_machine(&id, signal));
             return drop(reply.send(answer));
+        }
+        if allowed.is_ok() && self.signal_by_qga(&id, signal) {
+            return drop(reply.send(Ok(())));
         }
         match allowed.and_then(|()| self.link()) {
             Ok(link) => {

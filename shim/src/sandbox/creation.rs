@@ -336,7 +336,13 @@ impl Actor {
     }
 
     pub(super) fn exec(&mut self, plan: ExecPlan, reply: Reply<()>) {
-        let begun = self.link().and_then(|link| {
+        let link = match self.link() {
+            Ok(link) => Ok(Some(link)),
+            // Another agent may answer.
+            Err(TaskError::NoAgent) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let begun = link.and_then(|link| {
             let task = self.tasks.task(&plan.container_id)?;
             if task.execs.contains_key(&plan.exec_id) {
                 return Err(TaskError::Exists(format!("exec {}", plan.exec_id)));
@@ -351,12 +357,13 @@ impl Actor {
             Ok(link)
         });
         match begun {
-            Ok(link) => drop(tokio::spawn(work::exec(
+            Ok(Some(link)) => drop(tokio::spawn(work::exec(
                 link,
                 plan,
                 reply,
                 self.outbox.clone(),
             ))),
+            Ok(None) => self.exec_by_qga(plan, reply),
             Err(error) => drop(reply.send(Err(error))),
         }
     }

@@ -13,6 +13,7 @@ use crate::annotations::RefusedAnnotation;
 use crate::config::ConfigError;
 use crate::guest::boot::BootError;
 use crate::guest::disk::DiskError;
+use crate::guest::qga::QgaError;
 use crate::host::HostError;
 use crate::io::StdioError;
 use crate::machine::disks::DisksError;
@@ -64,18 +65,24 @@ pub enum TaskError {
     /// Its volume cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Its network is not what its cards are to be.
+    #[error("podvisor.io/nics")]
+    Nics(#[source] HostError),
     /// It cannot be told who it is.
     #[error(transparent)]
     Seed(#[from] SeedPlanError),
     /// The host does not tell what a disk is.
     #[error("cannot look at a disk")]
     Origin(#[source] std::io::Error),
+    /// Our agent does not answer in the machine.
+    #[error("our agent, which cloud-init starts, is not connected in this machine")]
+    NoAgent,
     /// Nothing in the machine takes commands.
     #[error(
-        "nothing in this machine takes commands yet: neither our agent, which cloud-init starts, nor \
-         qemu-guest-agent answers"
+        "nothing in this machine takes commands: our agent, which cloud-init starts, is not connected, \
+         and qemu-guest-agent does not answer"
     )]
-    NoAgent,
+    NoCommands(#[source] QgaError),
     /// The container has not been started, or has ended.
     #[error("{0} is not running")]
     NotRunning(String),

@@ -15,9 +15,11 @@ use super::error::{TaskError, chain};
 use super::pet_start::{self, Prepared, Replaced};
 use super::process::{Exit, ProcessEvent, ProcessState};
 use super::request::{ProcessId, Reply};
+use super::task::Process;
 use super::undo::Undo;
 use super::work::{Link, Message};
 use crate::guest::Machine;
+use crate::guest::qga::Qga;
 use crate::io::Streams;
 use crate::pod::binding::Binding;
 use crate::pod::network::PodNetwork;
@@ -38,6 +40,8 @@ pub(super) struct Pet {
     pub binding: Binding,
     /// Our agent in the machine's own system, while there is one.
     pub agent: Option<AgentClient>,
+    /// QEMU's guest agent, which may be there as well.
+    pub qga: Option<Arc<Qga>>,
     /// Rows and columns of the terminal at its console, once they are known.
     pub window: Option<(u32, u32)>,
     /// What follows its life.
@@ -190,6 +194,9 @@ impl Actor {
         }
         let pet = Pet {
             container: container.to_owned(),
+            qga: machine
+                .guest_agent_port()
+                .map(|port| Arc::new(Qga::new(port))),
             machine,
             room,
             binding,
@@ -238,7 +245,7 @@ impl Actor {
             }
             PetNews::AgentLost => {
                 pet.agent = None;
-                self.end_execs();
+                self.end_execs(|process| process.by_qga.is_none());
             }
             PetNews::Unbootable(why) => {
                 if let Some(last_words) = pet.last_words.take() {
@@ -248,13 +255,12 @@ impl Actor {
         }
     }
 
-    /// What ran in the machine's system by our agent is gone with it.
-    fn end_execs(&mut self) {
+    /// What ran in the machine's system by an agent is gone with it.
+    fn end_execs(&mut self, concerns: impl Fn(&Process) -> bool) {
         for id in self.tasks.ids() {
-            let ran = self
-                .tasks
-                .process(&id)
-                .is_ok_and(|process| !matches!(process.state, ProcessState::Deleting(_)));
+            let ran = self.tasks.process(&id).is_ok_and(|process| {
+                !matches!(process.state, ProcessState::Deleting(_)) && concerns(process)
+            });
             if !id.is_init() && ran {
                 let exit = Self::exit_now(super::ending::GUEST_ENDED_STATUS);
                 self.apply(&id, ProcessEvent::Ended(exit));
@@ -276,7 +282,7 @@ impl Actor {
                 let _ = last_words.send(reason.to_string());
             }
         }
-        self.end_execs();
+        self.end_execs(|_| true);
         self.apply(&ProcessId::init(&pet.container), ProcessEvent::Ended(exit));
         self.guest = GuestState::None;
         self.release_network();

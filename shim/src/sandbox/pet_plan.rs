@@ -16,6 +16,7 @@ use podvisor_vmm::ResetPolicy;
 
 use super::error::TaskError;
 use super::pet_file_disk;
+use super::pet_network::CardsPlan;
 use super::pet_volumes::{self, MachineVolume, VolumePlan};
 use super::plan::{PodPlan, kernel_args};
 use crate::guest::pet::BootStage;
@@ -50,6 +51,8 @@ pub(super) struct PetPlan {
     pub disks: DiskSet,
     /// The pod's network.
     pub network: PodNetwork,
+    /// What its cards are to be.
+    pub cards: CardsPlan,
     /// How it boots.
     pub stage: BootStage,
     /// What it consists of beside disks and cards.
@@ -115,6 +118,7 @@ impl PetPlan {
         let machine = input.machine(&identity, shares, &share)?;
         Ok(Self {
             network: pod.network.clone(),
+            cards: CardsPlan::of(&pod.annotations.nics, &pod.network)?,
             stage: BootStage {
                 request: BootMachineRequest {
                     sources: boot_sources(&disks, order, boot_path, is_tree)?,
@@ -205,7 +209,7 @@ impl Input<'_> {
             kernel: pod.config.kernel(&pod.release),
             initrd: pod.release.machine_initrd(),
             kernel_args: Vec::new(),
-            nics: Vec::new(),
+            cards: Vec::new(),
             pet: Some(pet),
         })
     }

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use podvisor_seed::Resolver;
 use podvisor_vmm::EndReason;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -12,18 +11,18 @@ use super::create::{ContainerPlan, root_folder};
 use super::error::{TaskError, chain};
 use super::pet::{PetNews, Started};
 use super::pet_mounts::Mounts;
+use super::pet_network::{self, Connected};
 use super::pet_plan::{PetPlan, complete};
 use super::plan::PodPlan;
 use super::request::Reply;
 use super::work::{self, Message, Outbox};
 use crate::addresses;
-use crate::guest::boot::{BootError, BootTools, open_taps, redirect};
+use crate::guest::boot::{BootError, BootTools};
 use crate::guest::pet::BootStage;
 use crate::guest::{Launched, Machine, MachinePlan};
-use crate::host::{HostOps, LinkSocket, MacRequest, NetworkRequest};
+use crate::host::{HostOps, NetworkRequest};
 use crate::io::{ConsoleEnds, Stdio};
 use crate::machine::disks::{DiskSet, OpenDisks};
-use crate::machine::identity::Identity;
 use crate::pod::network::PodNetwork;
 use crate::pod::resources::Share;
 
@@ -165,6 +164,7 @@ async fn launch(
     let PetPlan {
         disks,
         network,
+        cards: wanted,
         stage,
         machine,
         volumes,
@@ -175,16 +175,11 @@ async fn launch(
     let (room, binding) = (machine.room, machine.binding.clone());
     let launched = async {
         let opened = open(disks, &mut ends).await?;
-        name_interfaces(&network, &identity, tools).await?;
-        let nics = open_taps(&network, tools).await?;
-        let sockets = open_links(&network, tools).await?;
-        let told = addresses::nics(&redirect(&network, tools).await?);
-        let resolver = Resolver::parse(&seed.resolv_conf);
-        let links = addresses::plans(sockets, &told, &resolver, &seed.hostname);
-        tools.timeline.done("network");
+        let connected = pet_network::connect(&network, wanted, &identity, &seed, tools).await?;
+        let Connected { cards, told, links } = connected;
         let launcher = Arc::clone(&tools.launcher);
         let plan = move || -> Result<Launched, TaskError> {
-            let machine = MachinePlan { nics, ..machine };
+            let machine = MachinePlan { cards, ..machine };
             let machine = complete(machine, opened, seed, &identity, told)?;
             Ok(launcher.launch(machine).map_err(BootError::from)?)
         };
@@ -241,35 +236,6 @@ async fn launch(
         last_words,
         life: tokio::spawn(addresses::serve_during(life.follow(), links)).abort_handle(),
     })
-}
-
-/// Gives the pod's interfaces the addresses that the machine had before, which its guest takes over.
-async fn name_interfaces(
-    network: &PodNetwork,
-    identity: &Identity,
-    tools: &BootTools,
-) -> Result<(), TaskError> {
-    let PodNetwork::Namespace(namespace) = network else {
-        return Ok(());
-    };
-    let request = MacRequest {
-        namespace: namespace.clone(),
-        seed: identity.mac_seed(),
-    };
-    let host = Arc::clone(&tools.host);
-    Ok(tokio::task::spawn_blocking(move || host.set_macs(&request)).await??)
-}
-
-/// Makes ready to answer the guest when it asks for its addresses.
-async fn open_links(network: &PodNetwork, tools: &BootTools) -> Result<Vec<LinkSocket>, TaskError> {
-    let PodNetwork::Namespace(namespace) = network else {
-        return Ok(Vec::new());
-    };
-    let request = NetworkRequest {
-        namespace: namespace.clone(),
-    };
-    let host = Arc::clone(&tools.host);
-    Ok(tokio::task::spawn_blocking(move || host.open_links(&request)).await??)
 }
 
 /// Opens the disks; fills an empty volume first and tells how far that is.

@@ -186,7 +186,7 @@ impl PodPlan {
             kernel: self.config.kernel(&self.release),
             initrd: self.config.initrd(&self.release),
             kernel_args: kernel_args(&self.annotations, room),
-            nics: Vec::new(),
+            cards: Vec::new(),
             pet: None,
         };
         Ok(BootPlan {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::error::TaskError;
+use super::pet_exec::ByQga;
 use super::process::{Exit, ProcessEvent, ProcessState};
 use super::request::{ProcessId, Reply};
 use super::task_pid::TaskPid;
@@ -17,6 +18,8 @@ pub(super) struct Process {
     pub(super) state: ProcessState,
     pub(super) stdio: Stdio,
     pub(super) streams: Streams,
+    /// Of an execution in a machine by QEMU's guest agent.
+    pub(super) by_qga: Option<ByQga>,
     waiting: Vec<Reply<Exit>>,
 }
 
@@ -27,6 +30,7 @@ impl Process {
             state,
             stdio,
             streams: Streams::default(),
+            by_qga: None,
             waiting: Vec::new(),
         }
     }

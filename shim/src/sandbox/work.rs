@@ -16,6 +16,7 @@ use super::changes::{Change, Changed};
 use super::create::{self, ContainerPlan, ExecPlan, Made};
 use super::error::TaskError;
 use super::pet::{PetNews, Started};
+use super::pet_exec;
 use super::pet_start::Prepared;
 use super::request::{ProcessId, Reply, Request};
 use super::undo::{Hands, Undo, undo_all};
@@ -58,6 +59,14 @@ pub(super) enum Message {
         result: Result<Streams, TaskError>,
         reply: Reply<()>,
     },
+    /// An exec by a machine's own agent was made, or not.
+    QgaPrepared {
+        process: ProcessId,
+        result: Result<(Streams, Box<pet_exec::Prepared>), TaskError>,
+        reply: Reply<()>,
+    },
+    /// Such an exec has ended.
+    QgaEnded { process: ProcessId, status: u32 },
     /// A process was started, or not.
     Started {
         process: ProcessId,

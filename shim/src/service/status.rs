@@ -29,6 +29,7 @@ fn code(error: &TaskError) -> Code {
         | TaskError::NotRunning(_)
         | TaskError::IsMachine
         | TaskError::NoAgent
+        | TaskError::NoCommands(_)
         | TaskError::Order(_)
         | TaskError::Growth(_)
         | TaskError::Disks(_)
@@ -43,6 +44,7 @@ fn code(error: &TaskError) -> Code {
         | TaskError::Invalid(_)
         | TaskError::Source(_)
         | TaskError::Seed(_)
+        | TaskError::Nics(_)
         | TaskError::Hardware(_)
         | TaskError::Volume(_)
         | TaskError::FileDisk { .. }

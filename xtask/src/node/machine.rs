@@ -65,6 +65,8 @@ const PACKAGES: &[&str] = &[
     "nftables",
     "openssh-client",
     "procps",
+    // An agent that machines bring themselves.
+    "qemu-guest-agent",
     // What machine pods are compared with, and an independent writer of disk images for their tests.
     "qemu-system-x86",
     "qemu-utils",

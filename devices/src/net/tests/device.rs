@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::super::HEADER_LEN;
 use super::super::backend::Offloads;
 use super::super::config::{MacAddress, Mtu, NetConfig};
-use super::super::device::Net;
+use super::super::device::{Net, QueuePair};
 use super::{Socket, frame};
 use crate::event_loop::EventLoop;
 use crate::virtio::VirtioDevice;
@@ -36,7 +36,8 @@ fn config(mtu: Option<u16>) -> NetConfig {
 fn card() -> (Net, Arc<Socket>, UnixDatagram) {
     let io = EventLoop::spawn("test-io", Box::new(|| Ok(()))).unwrap();
     let (socket, network) = Socket::pair();
-    (Net::new(config(None), socket.clone(), io), socket, network)
+    let pair = QueuePair::new(socket.clone());
+    (Net::new(config(None), vec![pair], io), socket, network)
 }
 
 fn driver() -> TestDriver {
@@ -67,7 +68,11 @@ fn an_mtu_is_offered_only_when_there_is_one() {
     let (card, ..) = card();
     assert_eq!(card.device_features() >> VIRTIO_NET_F_MTU & 1, 0);
     let io = EventLoop::spawn("test-io", Box::new(|| Ok(()))).unwrap();
-    let card = Net::new(config(Some(1400)), Socket::pair().0, io);
+    let card = Net::new(
+        config(Some(1400)),
+        vec![QueuePair::new(Socket::pair().0)],
+        io,
+    );
     assert_eq!(card.device_features() >> VIRTIO_NET_F_MTU & 1, 1);
     let mut space = [0xff; 16];
     card.read_config(4, &mut space);

@@ -1,6 +1,7 @@
 //! The card with a driver at one end and a socket in the tap's place at the other.
 
 mod device;
+mod pairs;
 mod receive;
 mod tap;
 
@@ -16,6 +17,7 @@ use super::backend::{NetBackend, Offloads};
 struct Socket {
     socket: UnixDatagram,
     offloads: Mutex<Option<Offloads>>,
+    in_use: Mutex<Option<bool>>,
 }
 
 impl Socket {
@@ -28,6 +30,7 @@ impl Socket {
             Arc::new(Self {
                 socket,
                 offloads: Mutex::new(None),
+                in_use: Mutex::new(None),
             }),
             network,
         )
@@ -43,6 +46,11 @@ impl AsFd for Socket {
 impl NetBackend for Socket {
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         *self.offloads.lock().unwrap() = Some(offloads);
+        Ok(())
+    }
+
+    fn set_in_use(&self, in_use: bool) -> io::Result<()> {
+        *self.in_use.lock().unwrap() = Some(in_use);
         Ok(())
     }
 }

@@ -10,8 +10,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::HEADER_LEN;
+use super::super::backend::NetBackend as _;
 use super::super::config::{MacAddress, NetConfig};
-use super::super::device::Net;
+use super::super::device::{Net, QueuePair};
 use super::super::tap::Tap;
 use crate::event_loop::EventLoop;
 use crate::virtio::VirtioDevice;
@@ -60,6 +61,20 @@ fn ethernet_frame(payload: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn queues_of_a_tap_come_and_go() {
+    // SAFETY: only this test's thread changes its namespace.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) });
+    let queues = Tap::open_queues(NAME, 3).unwrap();
+    for in_use in [true, true, false, false, true] {
+        queues[1].set_in_use(in_use).unwrap();
+    }
+    // The only queue of a tap has no such choice.
+    let one = Tap::open_queues("tap1", 1).unwrap();
+    one[0].set_in_use(false).unwrap();
+    one[0].set_in_use(true).unwrap();
+}
+
+#[test]
 fn frames_go_through_a_real_tap_with_all_offloads() {
     // SAFETY: only this test's thread changes its namespace.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) });
@@ -67,7 +82,11 @@ fn frames_go_through_a_real_tap_with_all_offloads() {
     let socket = packet_socket();
     let io = EventLoop::spawn("test-io", Box::new(|| Ok(()))).unwrap();
     let mac = MacAddress::try_from([2, 0, 0, 0, 0, 1]).unwrap();
-    let mut card = Net::new(NetConfig { mac, mtu: None }, Arc::new(tap), io);
+    let mut card = Net::new(
+        NetConfig { mac, mtu: None },
+        vec![QueuePair::new(Arc::new(tap))],
+        io,
+    );
     let mut driver = TestDriver::new(16 << 20, &[64, 64]);
     let features = card.device_features() | 1 << 29;
     driver.start(&mut card, features);

@@ -37,7 +37,7 @@ const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
 /// The descriptor that is none.
 const NO_FILE: u32 = u32::MAX;
 
-/// The kernel's worker for the queues of one card: a thread of this process, which ends with the
+/// The kernel's worker for one pair of a card's queues: a thread of this process, which ends with the
 /// last descriptor of it.
 #[derive(Debug)]
 pub struct VhostNet {
@@ -74,7 +74,7 @@ impl VhostNet {
         self.request(SET_MEM_TABLE, &mut table)
     }
 
-    /// Hands a queue to the worker; `tap` is at its other end and `call` interrupts the guest.
+    /// Hands a queue of the pair to the worker; `tap` is at its other end and `call` interrupts the guest.
     fn start(
         &self,
         handle: &QueueHandle,
@@ -83,12 +83,13 @@ impl VhostNet {
         tap: BorrowedFd<'_>,
     ) -> io::Result<()> {
         let queue = &handle.queue;
-        let set = |request, value| self.set(request, handle.index, value).map(drop);
+        let index = in_pair(handle.index);
+        let set = |request, value| self.set(request, index, value).map(drop);
         set(SET_VRING_NUM, queue.size().into())?;
         set(SET_VRING_BASE, queue.next_avail().into())?;
         let size = usize::from(queue.size());
         let mut addresses = VringAddresses {
-            index: handle.index.into(),
+            index: index.into(),
             descriptors: host_address(memory, queue.desc_table(), 16 * size)?,
             used: host_address(memory, queue.used_ring(), 6 + 8 * size)?,
             available: host_address(memory, queue.avail_ring(), 6 + 2 * size)?,
@@ -105,6 +106,7 @@ impl VhostNet {
     /// Takes a queue back: the worker has finished with guest memory when this returns. Yields
     /// the next entry of the available ring.
     fn stop(&self, index: u16) -> io::Result<u16> {
+        let index = in_pair(index);
         self.set(NET_SET_BACKEND, index, NO_FILE)?;
         let next = self.set(GET_VRING_BASE, index, 0)?;
         u16::try_from(next).map_err(io::Error::other)
@@ -131,6 +133,11 @@ impl VhostNet {
             Ok(())
         }
     }
+}
+
+/// A queue's number in its pair: a worker knows of one pair only.
+fn in_pair(index: u16) -> u16 {
+    index % 2
 }
 
 /// Where `len` bytes of guest memory at `address` lie in this process, in one piece.

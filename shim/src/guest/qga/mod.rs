@@ -5,6 +5,7 @@
 //! after each that came to no end, a marker goes through the agent and back, and all before it is
 //! somebody else's (guest-sync-delimited).
 
+mod session;
 mod wire;
 
 use std::io;
@@ -16,10 +17,14 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
-use self::wire::{Answers, Info, Started, Status};
+use self::wire::{Answers, Started, Status};
 
+pub use self::session::Qga;
+
+/// The name of the port at which the agent listens.
+pub const PORT: &str = "org.qemu.guest_agent.0";
 /// Most bytes of one answer, and so of a program's output (in base64, both streams together). A
 /// guest may not fill this process.
 pub const MAX_ANSWER_LEN: usize = 8 << 20;
@@ -27,15 +32,16 @@ pub const MAX_ANSWER_LEN: usize = 8 << 20;
 pub const MAX_INPUT_LEN: usize = 1 << 20;
 /// What ends whatever the agent has read so far, and what its answer to a marker begins with.
 const RESYNC: u8 = 0xff;
-/// How often a running program is looked at: at first, and at most.
-const POLL: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(500)];
 
 /// Why a command came to nothing.
 #[derive(Debug, Error)]
 pub enum QgaError {
     /// The port is closed: no agent runs, or it ended.
+    #[error("no program in the machine has the port {PORT} open")]
+    Closed,
+    /// The port is gone.
     #[error("the guest agent's port failed")]
-    Port(#[from] io::Error),
+    Port(#[source] io::Error),
     /// It does not answer.
     #[error("the guest agent did not answer '{command}' within {} ms", .timeout.as_millis())]
     Timeout {
@@ -59,8 +65,17 @@ pub enum QgaError {
         reason: String,
     },
     /// The input of a program does not fit a command.
-    #[error("{0} bytes of input: the guest agent takes at most {MAX_INPUT_LEN}")]
-    Input(usize),
+    #[error("the input has more than {MAX_INPUT_LEN} bytes, which the guest agent takes at most")]
+    Input,
+}
+
+impl From<io::Error> for QgaError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotConnected => Self::Closed,
+            _ => Self::Port(error),
+        }
+    }
 }
 
 /// A program to run in the guest.
@@ -92,15 +107,6 @@ pub struct Ended {
 /// A running program's number in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestPid(i64);
-
-/// How a machine is to go down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shutdown {
-    /// Off.
-    PowerDown,
-    /// And up again.
-    Reboot,
-}
 
 /// An agent behind a port.
 pub struct GuestAgent<S> {
@@ -134,42 +140,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> GuestAgent<S> {
             .map(drop)
     }
 
-    /// Its version.
-    ///
-    /// # Errors
-    /// [`QgaError`].
-    pub async fn version(&mut self) -> Result<String, QgaError> {
-        let info: Info = self.call("guest-info", Value::Null).await?;
-        Ok(info.version)
-    }
-
-    /// Asks it to take the machine down. An agent that does so does not answer.
-    ///
-    /// # Errors
-    /// [`QgaError`] when it refuses, or cannot be asked.
-    pub async fn shutdown(&mut self, how: Shutdown) -> Result<(), QgaError> {
-        let mode = match how {
-            Shutdown::PowerDown => "powerdown",
-            Shutdown::Reboot => "reboot",
-        };
-        if !self.in_step {
-            self.ping().await?;
-        }
-        let asked = self.call::<Value>("guest-shutdown", json!({ "mode": mode }));
-        match asked.await {
-            // It was there a moment ago: it is on its way.
-            Ok(_) | Err(QgaError::Timeout { .. } | QgaError::Port(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Starts a program.
     ///
     /// # Errors
     /// [`QgaError`]; the program does not run.
     pub async fn start(&mut self, program: &Program) -> Result<GuestPid, QgaError> {
         if program.input.len() > MAX_INPUT_LEN {
-            return Err(QgaError::Input(program.input.len()));
+            return Err(QgaError::Input);
         }
         let mut arguments = json!({
             "path": program.path,
@@ -210,29 +187,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> GuestAgent<S> {
             error: decode(&status.error)?,
             complete: !status.output_cut && !status.error_cut,
         }))
-    }
-
-    /// Runs a program to its end, for `limit` at most; after that it is left running.
-    ///
-    /// # Errors
-    /// [`QgaError`].
-    pub async fn run(&mut self, program: &Program, limit: Duration) -> Result<Ended, QgaError> {
-        let deadline = Instant::now() + limit;
-        let pid = self.start(program).await?;
-        let [mut pause, longest] = POLL;
-        loop {
-            if let Some(ended) = self.status(pid).await? {
-                return Ok(ended);
-            }
-            if Instant::now() >= deadline {
-                return Err(QgaError::Timeout {
-                    command: "guest-exec",
-                    timeout: limit,
-                });
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(longest);
-        }
     }
 
     async fn call<T: DeserializeOwned>(

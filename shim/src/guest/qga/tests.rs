@@ -59,25 +59,27 @@ fn agent(
 }
 
 #[tokio::test]
-async fn a_ping_and_a_version_are_answered() {
-    let (mut agent, serving) = agent(|command| {
-        Reply::Json(match command["execute"].as_str() {
-            Some("guest-info") => {
-                json!({ "return": { "version": "10.0", "supported_commands": [] } })
-            }
-            _ => json!({ "return": {} }),
-        })
-    });
-    agent.ping().await.unwrap();
-    assert_eq!(agent.version().await.unwrap(), "10.0");
-    drop(agent);
-    assert_eq!(serving.await.unwrap().len(), 2);
+async fn an_agent_that_is_there_answers_a_probe() {
+    let (agent, serving) = agent(|_| Reply::Json(json!({ "return": {} })));
+    let qga = Qga::new(Box::new(agent.stream));
+    qga.probe().await.unwrap();
+    drop(qga);
+    assert_eq!(serving.await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_agent_and_none_are_told_apart() {
+    let (silent, _serving) = agent(|_| Reply::Silence);
+    let error = Qga::new(Box::new(silent.stream)).probe().await.unwrap_err();
+    assert!(matches!(error, QgaError::Timeout { .. }), "{error}");
+    let closed = QgaError::from(io::Error::from(io::ErrorKind::NotConnected));
+    assert!(closed.to_string().contains(PORT), "{closed}");
 }
 
 #[tokio::test]
 async fn a_program_runs_with_input_to_its_end() {
     let mut looks = 0;
-    let (mut agent, serving) = agent(move |command| {
+    let (agent, serving) = agent(move |command| {
         Reply::Json(match command["execute"].as_str() {
             Some("guest-exec") => json!({ "return": { "pid": 41 } }),
             _ => {
@@ -100,7 +102,9 @@ async fn a_program_runs_with_input_to_its_end() {
         environment: vec!["A=b".to_owned()],
         input: b"text".to_vec(),
     };
-    let ended = agent.run(&program, 10 * SECOND).await.unwrap();
+    let qga = Qga::new(Box::new(agent.stream));
+    let pid = qga.start(&program).await.unwrap();
+    let ended = qga.wait(pid).await.unwrap();
     let expected = Ended {
         code: 3,
         output: b"out".to_vec(),
@@ -108,7 +112,7 @@ async fn a_program_runs_with_input_to_its_end() {
         complete: false,
     };
     assert_eq!(ended, expected);
-    drop(agent);
+    drop(qga);
     let seen = serving.await.unwrap();
     let expected = json!({
         "path": "/bin/cat", "arg": ["-"], "env": ["A=b"], "capture-output": true,
@@ -145,21 +149,21 @@ async fn a_silent_agent_is_a_timeout_and_may_be_asked_again() {
         if std::mem::take(&mut first) {
             return Reply::Silence;
         }
-        Reply::Json(json!({ "return": { "version": "right" } }))
+        Reply::Json(json!({ "return": { "pid": 7 } }))
     });
-    let error = agent.version().await.unwrap_err();
+    let error = agent.start(&Program::default()).await.unwrap_err();
     assert!(
         matches!(
             error,
             QgaError::Timeout {
-                command: "guest-info",
+                command: "guest-exec",
                 ..
             }
         ),
         "{error}"
     );
     assert!(!agent.in_step);
-    assert_eq!(agent.version().await.unwrap(), "right");
+    assert_eq!(agent.start(&Program::default()).await.unwrap(), GuestPid(7));
 }
 
 #[tokio::test]
@@ -185,19 +189,10 @@ async fn what_others_left_in_the_stream_is_skipped() {
 }
 
 #[tokio::test]
-async fn an_agent_that_goes_down_with_the_machine_has_done_its_work() {
-    for reply in [|| Reply::Hangup, || Reply::Silence] {
-        let (mut agent, _) = agent(move |command| match command["execute"].as_str() {
-            Some("guest-ping") => Reply::Json(json!({ "return": {} })),
-            _ => reply(),
-        });
-        agent.timeout = Duration::from_millis(50);
-        agent.shutdown(Shutdown::PowerDown).await.unwrap();
-    }
-    let (ours, theirs) = duplex(64);
-    drop(theirs);
-    let mut nobody = GuestAgent::new(ours, SECOND);
-    let error = nobody.shutdown(Shutdown::Reboot).await.unwrap_err();
+async fn an_agent_that_ends_is_an_error_at_once() {
+    let (agent, _) = agent(|_| Reply::Hangup);
+    let qga = Qga::new(Box::new(agent.stream));
+    let error = qga.wait(GuestPid(1)).await.unwrap_err();
     assert!(matches!(error, QgaError::Port(_)), "{error}");
 }
 
@@ -213,7 +208,7 @@ async fn answers_and_input_are_bounded() {
         ..Program::default()
     };
     let error = agent.start(&program).await.unwrap_err();
-    assert!(matches!(error, QgaError::Input(_)), "{error}");
+    assert!(matches!(error, QgaError::Input), "{error}");
 }
 
 #[tokio::test]

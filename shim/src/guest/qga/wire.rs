@@ -113,12 +113,6 @@ impl Answer {
     }
 }
 
-/// Of guest-info.
-#[derive(Deserialize)]
-pub(super) struct Info {
-    pub(super) version: String,
-}
-
 /// Of guest-exec.
 #[derive(Deserialize)]
 pub(super) struct Started {

@@ -33,6 +33,8 @@ pub struct Guest {
     restart: Mutex<Option<watch::Sender<u64>>>,
     /// The far end of the console.
     pub console: Mutex<Option<DuplexStream>>,
+    /// What a machine's port for a guest agent leads to.
+    pub qga: Mutex<Option<DuplexStream>>,
 }
 
 #[derive(Default)]
@@ -155,6 +157,10 @@ impl Machine for FakeMachine {
         let (ours, theirs) = tokio::io::duplex(1 << 12);
         *self.0.console.lock().unwrap() = Some(theirs);
         Box::new(ours)
+    }
+
+    fn guest_agent_port(&self) -> Option<Stream> {
+        Some(Box::new(self.0.qga.lock().unwrap().take()?))
     }
 
     fn press_power_button(&self) {

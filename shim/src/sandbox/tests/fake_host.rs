@@ -12,14 +12,15 @@ use podvisor_proto::cgroups::Metrics;
 use super::fake::Guest;
 use crate::host::{
     ConfineRequest, DiskRequest, HostError, HostOps, LinkSocket, LocalHost, MacRequest,
-    NamespaceListeners, NetworkRequest, Nic, RootfsRequest, VolumeOrigin, VolumeRequest,
+    NamespaceListeners, NetworkRequest, Nic, RootfsRequest, TapsRequest, VolumeOrigin,
+    VolumeRequest,
 };
 use crate::pod::files::PodFiles;
 
 pub struct FakeHost(pub Arc<Guest>);
 
 impl HostOps for FakeHost {
-    fn open_taps(&self, _: &NetworkRequest) -> Result<Vec<Nic>, HostError> {
+    fn open_taps(&self, _: &TapsRequest) -> Result<Vec<Nic>, HostError> {
         Ok(Vec::new())
     }
     fn set_macs(&self, _: &MacRequest) -> Result<(), HostError> {
@@ -28,7 +29,7 @@ impl HostOps for FakeHost {
     fn open_links(&self, _: &NetworkRequest) -> Result<Vec<LinkSocket>, HostError> {
         Ok(Vec::new())
     }
-    fn redirect(&self, _: &NetworkRequest) -> Result<NetworkConfig, HostError> {
+    fn redirect(&self, _: &TapsRequest) -> Result<NetworkConfig, HostError> {
         self.0.state.lock().unwrap().redirected = true;
         Ok(NetworkConfig::default())
     }

@@ -11,14 +11,25 @@ impl Pod {
     /// A running pod of a kind.
     pub(super) async fn of_kind(annotations: &str) -> Self {
         let pod = Self::new();
+        pod.run_kind(annotations).await;
+        pod
+    }
+
+    async fn run_kind(&self, annotations: &str) {
         let request = CreateTaskRequest {
             id: SANDBOX.into(),
-            bundle: pod.annotated_bundle(SANDBOX, "sandbox", annotations),
+            bundle: self.annotated_bundle(SANDBOX, "sandbox", annotations),
             ..CreateTaskRequest::default()
         };
-        pod.client.create(request).await.unwrap();
-        pod.start(SANDBOX, "").await.unwrap();
-        pod
+        self.client.create(request).await.unwrap();
+        self.start(SANDBOX, "").await.unwrap();
+    }
+
+    /// Runs a machine in a pod that is not running yet.
+    pub(super) async fn run_machine(&self) {
+        self.run_kind(MACHINE).await;
+        self.create_machine(CONTAINER).await.unwrap();
+        self.start(CONTAINER, "").await.unwrap();
     }
 
     /// Creates a container whose image brings a disk, with its output in a file.
@@ -75,9 +86,8 @@ impl Pod {
     }
 
     async fn running_machine() -> Self {
-        let pod = Self::of_kind(MACHINE).await;
-        pod.create_machine(CONTAINER).await.unwrap();
-        pod.start(CONTAINER, "").await.unwrap();
+        let pod = Self::new();
+        pod.run_machine().await;
         pod
     }
 
@@ -189,6 +199,8 @@ async fn a_disk_that_does_not_boot_fails_the_start_with_what_was_found() {
 async fn commands_run_once_an_agent_answers() {
     let pod = Pod::of_kind(MACHINE).await;
     pod.guest.state.lock().unwrap().agentless = true;
+    let (nobody, _) = tokio::io::duplex(64);
+    *pod.guest.qga.lock().unwrap() = Some(nobody);
     pod.create_machine(CONTAINER).await.unwrap();
     pod.start(CONTAINER, "").await.unwrap();
     let error = pod.exec(CONTAINER, "e1").await.unwrap_err();

@@ -2,6 +2,7 @@
 
 pub mod fake;
 pub mod fake_host;
+mod guest_agent;
 mod machines;
 mod ports;
 mod resources;

@@ -233,12 +233,17 @@ async fn processors_are_pinned_to_what_containers_have_for_themselves() {
         ("{}", "names no CPUs"),
         (&*on_cpus("0-3"), "CPUs 0-3 are not"),
     ] {
-        let error = pod.create_with_limits(CONTAINER, resources).await.unwrap_err();
+        let error = pod
+            .create_with_limits(CONTAINER, resources)
+            .await
+            .unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument);
         assert!(error.message().contains(why), "{error}");
     }
     assert!(pod.pinned().is_empty());
-    pod.create_with_limits(CONTAINER, &on_cpus("4")).await.unwrap();
+    pod.create_with_limits(CONTAINER, &on_cpus("4"))
+        .await
+        .unwrap();
     assert_eq!(pod.pinned(), [[4]], "another container is to come");
     pod.create_with_limits("c2", &on_cpus("6")).await.unwrap();
     assert_eq!(pod.pinned(), [[4], [6]]);
@@ -268,7 +273,9 @@ async fn a_guest_with_an_image_of_its_hosts_nodes_comes_with_its_first_container
     let launched = |pod: &Pod| pod.guest.state.lock().unwrap().launched.len();
     let pod = Pod::of_kind(numa).await;
     assert_eq!(launched(&pod), 0);
-    pod.create_with_limits(CONTAINER, &on_cpus("0")).await.unwrap();
+    pod.create_with_limits(CONTAINER, &on_cpus("0"))
+        .await
+        .unwrap();
     pod.start(CONTAINER, "").await.unwrap();
     pod.create_with_limits("c2", "{}").await.unwrap();
     assert_eq!(launched(&pod), 1);
@@ -280,9 +287,13 @@ async fn a_guest_with_an_image_of_its_hosts_nodes_comes_with_its_first_container
     // One that ends before, and one that cannot boot: the next container tries again.
     let pod = Pod::of_kind(numa).await;
     pod.guest.state.lock().unwrap().silent = true;
-    pod.create_with_limits(CONTAINER, &on_cpus("0")).await.unwrap_err();
+    pod.create_with_limits(CONTAINER, &on_cpus("0"))
+        .await
+        .unwrap_err();
     pod.guest.state.lock().unwrap().silent = false;
-    pod.create_with_limits(CONTAINER, &on_cpus("0")).await.unwrap();
+    pod.create_with_limits(CONTAINER, &on_cpus("0"))
+        .await
+        .unwrap();
     assert_eq!(launched(&pod), 2);
     let pod = Pod::of_kind(numa).await;
     pod.kill(SANDBOX, "", 9).await.unwrap();

@@ -13,6 +13,7 @@ mod bad_disks;
 mod debian;
 mod ends;
 mod first_boot;
+mod guest_agent;
 mod pets;
 mod volumes;
 
@@ -33,6 +34,7 @@ pub fn cases() -> Vec<Case> {
         volumes::cases(),
         annotations::cases(),
         bad_disks::cases(),
+        guest_agent::cases(),
         debian::cases(),
     ]
     .into_iter()

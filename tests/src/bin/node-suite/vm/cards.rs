@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use podvisor_devices::net::{MacAddress, Net, NetConfig, Tap, VhostNet};
+use podvisor_devices::net::{MacAddress, Net, NetConfig, QueuePair, Tap, VhostNet};
 use podvisor_vmm::DeviceSlot;
 use podvisor_vmm::confine::spawn_io_loop;
 
@@ -28,10 +28,11 @@ fn card(tap: &Arc<Tap>, with_vhost: bool) -> Result<Vec<DeviceSlot>> {
         mac: MacAddress::try_from([2, 0, 0, 0, 0, 2])?,
         mtu: None,
     };
-    let mut card = Net::new(config, tap.clone(), spawn_io_loop()?);
-    if with_vhost {
-        card = card.with_vhost(VhostNet::open()?);
-    }
+    let pair = QueuePair {
+        backend: tap.clone(),
+        vhost: with_vhost.then(VhostNet::open).transpose()?,
+    };
+    let card = Net::new(config, vec![pair], spawn_io_loop()?);
     Ok(vec![DeviceSlot {
         name: "net".to_owned(),
         address: None,
