@@ -183,7 +183,9 @@ fn growth(cri: &Cri) -> Result<()> {
     ensure!(begun.0 == 1 && begun.1 < 182, "it begins with {begun:?}");
 
     // What the first one gets is there when its update is answered, and can be used.
-    container.update(limits_of(256, 1500))?;
+    container
+        .update(limits_of(256, 1500))
+        .with_context(|| container.shell("dmesg | tail -30").unwrap_or_default())?;
     let grown = size_inside(&container)?;
     ensure!(grown.0 == 2 && grown.1 >= begun.1 + 128, "it has {grown:?}");
     let limits = container.shell("cd /sys/fs/cgroup; cat memory.max cpu.max")?;
@@ -239,8 +241,11 @@ fn binding(cri: &Cri) -> Result<()> {
         .annotation("podvisor.io/cpu-pinning", "auto")
         .annotation("podvisor.io/numa", "auto")
         .run()?;
-    for (cpus, millicpus, why) in [("", 1000, "names no CPUs"), ("0", 500, "a limit of 500m")] {
-        let container = pod.container("shared").millicpus(millicpus);
+    for (name, cpus, millicpus, why) in [
+        ("anywhere", "", 1000, "names no CPUs"),
+        ("shared", "0", 500, "a limit of 500m"),
+    ] {
+        let container = pod.container(name).millicpus(millicpus);
         let container = container.with_resources(|all| all.cpuset_cpus = cpus.into());
         let error = container
             .start()

@@ -10,11 +10,11 @@ use podvisor_proto::cri::v1::{IdMapping, Mount, NamespaceMode, NamespaceOption, 
 use podvisor_tests::{ContainerBuilder, Cri, Handler, Pod, PodBuilder};
 
 use super::compare::same;
-use crate::case::{Case, gate, long};
+use crate::case::{Case, gate};
 
 pub fn cases() -> Vec<Case> {
     vec![
-        long("a_pods_users_are_others_outside_of_it", users),
+        gate("a_pods_users_are_others_outside_of_it", users),
         gate("a_handler_tells_what_runcs_does", features),
     ]
 }

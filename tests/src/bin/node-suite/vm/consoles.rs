@@ -1,13 +1,10 @@
-//! Consoles under load, ports, the watchdog, and places on the bus.
+//! Consoles under load, the watchdog, and places on the bus.
 
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use podvisor_devices::console::{ConsoleReader, ReaderConfig, Terminal, WhenFull};
-use podvisor_devices::virtio::{
-    ConsoleConfig, ConsolePort, PortName, Rng, RngConfig, VirtioConsole,
-};
+use podvisor_devices::virtio::{Rng, RngConfig};
 use podvisor_tests::wait;
 use podvisor_vmm::{
     Console, DeviceSlot, PciSlot, RestartCause, VmEvent, WatchdogConfig, spawn_io_loop,
@@ -22,10 +19,6 @@ pub fn cases() -> Vec<Case> {
         long(
             "vm_serial_console_loses_nothing_to_a_slow_reader",
             slow_reader,
-        ),
-        long(
-            "vm_virtio_console_and_port_work_over_a_reboot",
-            virtio_console,
         ),
         case("vm_watchdog_resets_a_guest_that_stays_away", watchdog),
         long("vm_devices_sit_where_they_are_wanted", places),
@@ -90,67 +83,6 @@ stty -echo; echo ready; read word; seq 1 {LINES}; echo \"typed $word\"; poweroff
     );
     ensure!(reader.lost() == 0, "{} bytes lost", reader.lost());
     guest.shutdown()
-}
-
-const PORT: &str = "org.qemu.guest_agent.0";
-
-fn virtio_console() -> Result<()> {
-    let script = "
-port=$(grep -l org.qemu.guest_agent.0 /sys/class/virtio-ports/*/name | cut -d/ -f5)
-exec 3<>/dev/$port; echo hello >&3; read answer <&3; echo \"answer $answer\"
-exec </dev/hvc0 >/dev/hvc0 2>&1; stty -echo; stty size
-read word; echo \"typed $word\"; sleep 1; reboot -f";
-    let terminal = Terminal::new();
-    let reader = held_reader(&terminal, 64 << 10);
-    let config = ConsoleConfig {
-        terminal: Some(terminal.clone()),
-        ports: vec![PortName::try_from(PORT)?],
-    };
-    let (device, control, ports) = VirtioConsole::new(config, spawn_io_loop()?)?;
-    control.resize(132, 43);
-    let [port] = ports.as_slice() else {
-        bail!("{} ports", ports.len());
-    };
-    let guest = Guest::new(script)?
-        .devices(vec![DeviceSlot::new("console", device)])
-        .with(|config| config.terminal = Some(terminal.clone()))
-        .restarting()
-        .start()?;
-    for _ in 0..2 {
-        ensure!(port_line(port)? == b"hello\n");
-        write_port(port, b"from the host\n")?;
-        let mut text = String::new();
-        read_until(&reader, &mut text, "43 132")?;
-        ensure!(text.contains("answer from the host"), "{text}");
-        ensure!(terminal.input(b"something\n") == 10);
-        read_until(&reader, &mut text, "typed something")?;
-        ensure!(matches!(guest.event()?, VmEvent::Restarted { .. }));
-        ensure!(!port.is_open(), "still open after a reset");
-    }
-    guest.vm.stop();
-    Ok(())
-}
-
-/// The first bytes that come, once somebody has opened the port.
-fn port_line(port: &ConsolePort) -> Result<Vec<u8>> {
-    let mut cx = Context::from_waker(Waker::noop());
-    wait::until("a line on the port", PATIENCE, || {
-        let mut bytes = [0; 100];
-        match port.poll_read(&mut cx, &mut bytes) {
-            Poll::Ready(Ok(count)) => Ok(bytes.get(..count).map(<[u8]>::to_vec)),
-            Poll::Ready(Err(_)) | Poll::Pending => Ok(None),
-        }
-    })
-}
-
-fn write_port(port: &ConsolePort, data: &[u8]) -> Result<()> {
-    let mut cx = Context::from_waker(Waker::noop());
-    let written = port.poll_write(&mut cx, data);
-    ensure!(
-        matches!(written, Poll::Ready(Ok(count)) if count == data.len()),
-        "{written:?}"
-    );
-    Ok(())
 }
 
 fn watchdog() -> Result<()> {
