@@ -58,6 +58,10 @@ pub trait DiskBackend: Send {
     fn disk_len(&self) -> u64;
     /// How many operations may be in flight at once.
     fn max_in_flight(&self) -> usize;
+    /// Whether a write is durable when it has finished, so that nobody needs to flush.
+    fn is_durable(&self) -> bool {
+        false
+    }
     /// Becomes readable (an event file, nonblocking) when operations have finished.
     fn event(&self) -> RawFd;
     /// Starts an operation; a failure is reported as its completion.

@@ -116,6 +116,7 @@ pub struct BlockMetrics {
 /// The block device.
 pub struct Block {
     config: BlockConfig,
+    is_durable: bool,
     disk: Disk,
     queue_sizes: Vec<u16>,
     parts: DiskParts,
@@ -143,6 +144,7 @@ impl Block {
         let limiter = Limiter::new(config.limits)?;
         Ok(Self {
             config,
+            is_durable: backend.is_durable(),
             disk,
             queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
             parts: DiskParts {
@@ -199,13 +201,15 @@ impl VirtioDevice for Block {
     }
 
     fn device_features(&self) -> u64 {
-        let always = 1 << feature::SEG_MAX | 1 << feature::BLOCK_SIZE | 1 << feature::FLUSH;
+        let always = 1 << feature::SEG_MAX | 1 << feature::BLOCK_SIZE;
+        // Without it drivers take every write for durable (virtio 1.2, 5.2.5).
+        let flush = u64::from(!self.is_durable) << feature::FLUSH;
         let queues = u64::from(self.queue_sizes.len() > 1) << feature::MULTI_QUEUE;
         let access = match self.config.read_only {
             true => 1 << feature::READ_ONLY,
             false => 1 << feature::DISCARD | 1 << feature::WRITE_ZEROES,
         };
-        always | queues | access
+        always | flush | queues | access
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

@@ -42,6 +42,10 @@ impl DiskBackend for WritethroughDisk {
         self.disk.max_in_flight()
     }
 
+    fn is_durable(&self) -> bool {
+        true
+    }
+
     fn event(&self) -> RawFd {
         self.disk.event()
     }

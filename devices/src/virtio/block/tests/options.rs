@@ -130,6 +130,9 @@ fn writes_through_the_cache_end_with_the_flush_that_follows_them() {
         };
         let mut fixture = disk(config(false), backend, thread());
         assert_eq!(fixture.ask(OUT, 9, &[1; 512], 0).1, status, "{cache:?}");
+        // And the driver is told that it need not flush.
+        let flushes = fixture.block.device_features() >> feature::FLUSH & 1 == 1;
+        assert_eq!(flushes, cache == CacheMode::Writeback, "{cache:?}");
     }
     let file = image();
     let source = ImageSource {

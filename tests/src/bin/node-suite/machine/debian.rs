@@ -241,7 +241,12 @@ fn persistent(cri: &Cri) -> Result<()> {
 fn tree(cri: &Cri) -> Result<()> {
     let pod = debian(cri, "tree").run()?;
     let machine = machine(&pod, DEBIAN_TREE).start()?;
-    let mut console = logged_in(&machine)?;
+    let mut console = Console::attach(&machine)?;
+    console
+        .log_in("debian", Some(PASSWORD), DEBIAN_BOOT)
+        .with_context(|| transcript(&machine))?;
+    // 2: done, with something to complain of, such as a root that cannot grow.
+    console.run_within("cloud-init status --wait; test $? -ne 1", DEBIAN_BOOT)?;
     let kernel = console.run("uname -r; cat /proc/1/comm")?;
     ensure!(
         kernel.contains("cloud-amd64") && kernel.ends_with("systemd"),

@@ -121,12 +121,14 @@ fn commands(machine: &Container<'_, '_>) -> Result<()> {
         terminal: false,
     };
     let content = "copied\n".repeat(20_000);
-    let mut copy = machine.exec_stream(&["sh", "-c", "head -c 140000 > /run/copy"], wanted)?;
+    let script = "head -c 140000 > /run/copy; wc -c < /run/copy";
+    let mut copy = machine.exec_stream(&["sh", "-c", script], wanted)?;
     for piece in content.as_bytes().chunks(16 << 10) {
         copy.send(STDIN, piece)?;
     }
-    let status = copy.finish()?.text(STATUS);
-    ensure!(status.contains("Success"), "{status}");
+    let copied = copy.finish()?;
+    ensure!(copied.text(STATUS).contains("Success"), "{copied:?}");
+    ensure!(copied.text(STDOUT) == "140000\n", "{copied:?}");
     let back = machine.exec_stream(&["cat", "/run/copy"], Wanted::default())?;
     let back = back.finish()?.text(STDOUT);
     ensure!(back == content, "{} of {} bytes", back.len(), content.len());
@@ -153,9 +155,7 @@ fn power_button(machine: &Container<'_, '_>) -> Result<()> {
     let status = machine.status()?;
     ensure!(status.exit_code == 0, "{status:?}");
     let log = machine.log()?.stdout;
-    for line in [": power button\n", ": end of boot 1\n"] {
-        ensure!(log.contains(line), "no {line:?}: {log}");
-    }
+    ensure!(log.contains(": end of boot 1\n"), "{log}");
     Ok(())
 }
 
