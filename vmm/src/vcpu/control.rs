@@ -401,6 +401,9 @@ mod tests {
             assert!(control.order_reset(RestartCause::TripleFault));
             thread::yield_now();
         }
+        while control.lock().reset.is_some() {
+            thread::yield_now();
+        }
         control.order_end(EndReason::Shutdown);
         assert_eq!(control.wait_ended(), EndReason::Shutdown);
         assert!(!resetter.join().unwrap().is_empty());
