@@ -65,8 +65,15 @@ pub fn join(leaf: &Path) -> Result<Vec<PathBuf>, CgroupError> {
 /// [`CgroupError::Group`], also when the group does not have the `cpuset` controller.
 pub fn confine(leaf: &Path, cpus: &str) -> Result<(), CgroupError> {
     let path = Path::new(ROOT).join(leaf);
-    // An empty write is none: a line end makes it one.
-    fs::write(path.join("cpuset.cpus"), format!("{cpus}\n")).map_err(|source| CgroupError::Group {
+    let file = path.join("cpuset.cpus");
+    let written = match (cpus, path.parent()) {
+        // Not every kernel lets a group with processes name none (`validate_change` in
+        // kernel/cgroup/cpuset.c): it names all that it may have.
+        ("", Some(above)) => fs::read_to_string(above.join("cpuset.cpus.effective"))
+            .and_then(|all| fs::write(&file, all)),
+        _ => fs::write(&file, format!("{cpus}\n")),
+    };
+    written.map_err(|source| CgroupError::Group {
         action: "choose the CPUs of",
         path,
         source,
