@@ -66,13 +66,7 @@ pub(super) fn join(socket: &mut RouteSocket, one: u32, other: u32) -> Result<(),
 
 /// Makes the place where an interface's filters are, if it is not there yet.
 pub(super) fn add_ingress(socket: &mut RouteSocket, interface: u32) -> Result<(), RouteError> {
-    let mut place = ingress(interface);
-    place
-        .attributes
-        .push(TcAttribute::Kind("ingress".to_owned()));
-    let qdisc = RouteNetlinkMessage::NewQueueDiscipline(place);
-    let create = NLM_F_CREATE | NLM_F_EXCL;
-    match socket.change("adding an ingress qdisc", qdisc, create) {
+    match add_place(socket, interface, "ingress", "adding an ingress qdisc") {
         Err(RouteError::Refused {
             source: Errno::EEXIST,
             ..
@@ -83,13 +77,19 @@ pub(super) fn add_ingress(socket: &mut RouteSocket, interface: u32) -> Result<()
 
 /// Makes the place where filters of both directions are.
 pub(super) fn add_clsact(socket: &mut RouteSocket, interface: u32) -> Result<(), RouteError> {
+    add_place(socket, interface, "clsact", "adding a clsact qdisc")
+}
+
+fn add_place(
+    socket: &mut RouteSocket,
+    interface: u32,
+    kind: &str,
+    action: &'static str,
+) -> Result<(), RouteError> {
     let mut place = ingress(interface);
-    place
-        .attributes
-        .push(TcAttribute::Kind("clsact".to_owned()));
+    place.attributes.push(TcAttribute::Kind(kind.to_owned()));
     let qdisc = RouteNetlinkMessage::NewQueueDiscipline(place);
-    let create = NLM_F_CREATE | NLM_F_EXCL;
-    socket.change("adding a clsact qdisc", qdisc, create)
+    socket.change(action, qdisc, NLM_F_CREATE | NLM_F_EXCL)
 }
 
 /// Removes an interface's redirect or translation, if it has one.

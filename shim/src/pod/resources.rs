@@ -202,23 +202,14 @@ fn translate_sets(
 
 #[cfg(test)]
 mod tests {
-    use podvisor_vmm::{MemorySize, Vcpus};
-
     use super::*;
-
-    fn size(vcpus: u32, memory_mib: u64) -> Size {
-        Size {
-            vcpus: Vcpus::try_from(vcpus).unwrap(),
-            memory: MemorySize::from_bytes(memory_mib << 20).unwrap(),
-        }
-    }
 
     fn update(json: &str, vcpus: u32) -> Result<GuestResources, ResourcesError> {
         let before = Share {
             limit_millicpus: Some(500),
             ..Share::default()
         };
-        GuestResources::of_update(parse(json.as_bytes())?, size(vcpus, 256), &before)
+        GuestResources::of_update(parse(json.as_bytes())?, Size::of(vcpus, 256), &before)
     }
 
     #[test]
@@ -239,11 +230,11 @@ mod tests {
     fn a_cpu_limit_that_is_not_raised_may_be_beyond_the_machine() {
         let four: LinuxResources =
             serde_json::from_str(r#"{"cpu":{"quota":400000,"period":100000}}"#).unwrap();
-        let created = GuestResources::of_new(four.clone(), size(1, 256)).unwrap();
+        let created = GuestResources::of_new(four.clone(), Size::of(1, 256)).unwrap();
         assert_eq!(created.share.limit_millicpus, Some(4000));
-        assert!(GuestResources::of_update(four.clone(), size(1, 256), &created.share).is_ok());
+        assert!(GuestResources::of_update(four.clone(), Size::of(1, 256), &created.share).is_ok());
         // From no limit to one.
-        assert!(GuestResources::of_update(four, size(1, 256), &Share::default()).is_ok());
+        assert!(GuestResources::of_update(four, Size::of(1, 256), &Share::default()).is_ok());
     }
 
     #[test]

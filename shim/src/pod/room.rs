@@ -204,20 +204,13 @@ mod tests {
 
     use super::*;
 
-    fn size(vcpus: u32, memory_mib: u64) -> Size {
-        Size {
-            vcpus: Vcpus::try_from(vcpus).unwrap(),
-            memory: MemorySize::from_bytes(memory_mib << 20).unwrap(),
-        }
-    }
-
     fn room(max_cpus: &str, max_memory: &str) -> Result<Room, SizeError> {
         let annotations = Annotations {
             max_cpus: Some(max_cpus.parse().unwrap()),
             max_memory: Some(max_memory.parse().unwrap()),
             ..Annotations::default()
         };
-        Room::new(size(1, 182), &annotations, false)
+        Room::new(Size::of(1, 182), &annotations, false)
     }
 
     fn demand(memory_mib: u64, millicpus: u64) -> Demand {
@@ -229,18 +222,21 @@ mod tests {
 
     #[test]
     fn a_machine_without_annotations_stays_as_it_is() {
-        let room = Room::new(size(1, 182), &Annotations::default(), false).unwrap();
+        let room = Room::new(Size::of(1, 182), &Annotations::default(), false).unwrap();
         assert!(!room.is_any());
-        assert_eq!(room.size_for(demand(4096, 9000), true), Ok(size(1, 182)));
+        assert_eq!(
+            room.size_for(demand(4096, 9000), true),
+            Ok(Size::of(1, 182))
+        );
     }
 
     #[test]
     fn a_machine_grows_with_the_limits_and_shrinks_to_what_it_began_with() {
         let room = room("4", "1Gi").unwrap();
-        assert_eq!(room.size_for(demand(128, 1000), true), Ok(size(1, 182)));
+        assert_eq!(room.size_for(demand(128, 1000), true), Ok(Size::of(1, 182)));
         // 256 MiB, 46 + 2 for the guest itself, and a part in 31 of that.
-        assert_eq!(room.size_for(demand(256, 1001), true), Ok(size(2, 314)));
-        assert_eq!(room.size_for(demand(0, 0), true), Ok(size(1, 182)));
+        assert_eq!(room.size_for(demand(256, 1001), true), Ok(Size::of(2, 314)));
+        assert_eq!(room.size_for(demand(0, 0), true), Ok(Size::of(1, 182)));
     }
 
     #[test]
@@ -265,7 +261,7 @@ mod tests {
         for part in ["limits.cpu", "4500m", "5 CPUs", "podvisor.io/max-cpus", "4"] {
             assert!(error.contains(part), "no {part:?} in {error}");
         }
-        assert_eq!(room.size_for(demand(0, 4500), false), Ok(size(4, 182)));
+        assert_eq!(room.size_for(demand(0, 4500), false), Ok(Size::of(4, 182)));
     }
 
     #[test]
@@ -280,13 +276,13 @@ mod tests {
             hugepages: Some(Hugepages::Mi2),
             ..Annotations::default()
         };
-        let error = Room::new(size(1, 182), &annotations, true);
+        let error = Room::new(Size::of(1, 182), &annotations, true);
         assert_eq!(error, Err(SizeError::Pool));
         let annotations = Annotations {
             max_cpus: Some("1".parse().unwrap()),
             ..Annotations::default()
         };
-        let error = Room::new(size(2, 182), &annotations, true).unwrap_err();
+        let error = Room::new(Size::of(2, 182), &annotations, true).unwrap_err();
         assert!(error.to_string().contains("2 vCPUs"), "{error}");
     }
 
@@ -296,7 +292,7 @@ mod tests {
             is_machine: true,
             ..room("1", "1Gi").unwrap()
         };
-        assert_eq!(room.size_for(demand(512, 0), true), Ok(size(1, 514)));
+        assert_eq!(room.size_for(demand(512, 0), true), Ok(Size::of(1, 514)));
     }
 
     proptest! {

@@ -41,6 +41,17 @@ pub struct Size {
     pub memory: MemorySize,
 }
 
+#[cfg(test)]
+impl Size {
+    /// So many processors and MiB of memory.
+    pub fn of(vcpus: u32, memory_mib: u64) -> Self {
+        Self {
+            vcpus: Vcpus::try_from(vcpus).unwrap(),
+            memory: MemorySize::from_bytes(memory_mib << 20).unwrap(),
+        }
+    }
+}
+
 /// Limits that no machine fits.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SizeError {
