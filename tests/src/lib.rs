@@ -14,6 +14,7 @@ pub mod log_file;
 pub mod loop_device;
 pub mod node;
 pub mod pod;
+mod pod_cgroup;
 pub mod registry;
 pub mod streaming;
 pub mod task;

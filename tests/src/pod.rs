@@ -17,9 +17,9 @@ use podvisor_proto::cri::v1::{
 
 use crate::container_builder::ContainerBuilder;
 use crate::cri::Cri;
+use crate::pod_cgroup::PodCgroup;
 
 /// The folder of every test pod's cgroup, as the kubelet's cgroup root.
-const CGROUP_ROOT: &str = "/sys/fs/cgroup/kubepods";
 /// Room in a VM pod's cgroup beyond its containers' limits, as a RuntimeClass's overhead.
 const OVERHEAD_BYTES: i64 = 256 << 20;
 /// Where containerd has the bundles of tasks and of sandboxes.
@@ -263,7 +263,7 @@ impl<'c> PodBuilder<'c> {
                 id: answer.pod_sandbox_id,
                 config: self.config,
                 folder,
-                _cgroup: cgroup,
+                cgroup,
             }),
             Err(error) => {
                 fs::remove_dir_all(&folder)?;
@@ -298,7 +298,7 @@ pub struct Pod<'c> {
     pub id: String,
     pub(crate) config: PodSandboxConfig,
     folder: PathBuf,
-    _cgroup: Option<PodCgroup>,
+    cgroup: Option<PodCgroup>,
 }
 
 impl<'c> Pod<'c> {
@@ -306,6 +306,16 @@ impl<'c> Pod<'c> {
     #[must_use]
     pub fn container(&self, name: &str) -> ContainerBuilder<'_, 'c> {
         ContainerBuilder::new(self, name)
+    }
+
+    /// Gives the pod's cgroup room for containers with `mib` MiB in all, as the kubelet does before it changes
+    /// one of them.
+    ///
+    /// # Errors
+    /// When it cannot be changed, or there is none.
+    pub fn allow_memory_mib(&self, mib: i64) -> Result<()> {
+        let cgroup = self.cgroup.as_ref().context("the pod has no cgroup")?;
+        cgroup.set_memory_max((mib << 20) + OVERHEAD_BYTES)
     }
 
     /// What the pod was asked to be.
@@ -473,38 +483,6 @@ impl Drop for Pod<'_> {
         }
         if let Err(error) = fs::remove_dir_all(&self.folder) {
             eprintln!("{} is not removed: {error}", self.folder.display());
-        }
-    }
-}
-
-/// A pod's cgroup below the kubelet's root, removed when dropped.
-struct PodCgroup {
-    name: String,
-}
-
-impl PodCgroup {
-    fn create(name: &str, memory_max: i64) -> Result<Self> {
-        let path = Path::new(CGROUP_ROOT).join(name);
-        fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
-        let controllers = "+cpu +memory +pids +io +cpuset";
-        for folder in [Path::new("/sys/fs/cgroup"), Path::new(CGROUP_ROOT), &path] {
-            let file = folder.join("cgroup.subtree_control");
-            fs::write(&file, controllers).with_context(|| format!("write {}", file.display()))?;
-        }
-        fs::write(path.join("memory.max"), memory_max.to_string())?;
-        Ok(Self { name: name.into() })
-    }
-
-    fn parent(&self) -> String {
-        format!("/kubepods/{}", self.name)
-    }
-}
-
-impl Drop for PodCgroup {
-    fn drop(&mut self) {
-        let path = Path::new(CGROUP_ROOT).join(&self.name);
-        if let Err(error) = fs::remove_dir(&path) {
-            eprintln!("{} is not removed: {error}", path.display());
         }
     }
 }

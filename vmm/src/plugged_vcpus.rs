@@ -140,7 +140,7 @@ impl Machine {
         let VcpuPlug { maker, context, .. } = &self.vcpus;
         let number = usize::from(index);
         if self.threads.cell(number).is_none() {
-            let made = maker.make(index);
+            let made = maker.make_late(index);
             let cell = made.map_err(|source| VcpuPlugError::Make { index, source })?;
             self.threads.add(number, cell);
         }

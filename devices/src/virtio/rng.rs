@@ -201,8 +201,8 @@ impl Handler for RngHandler {
 
     fn ready(&mut self, token: u32, _events: EventSet, interest: &mut Interest<'_>) {
         if let (TICK, Some(limit)) = (token, &self.limit) {
-            // Only clears the timer.
-            let _ = lock(limit).timer.wait();
+            // Only clears the timer. Not by a read, which waits when it was set anew since.
+            let _ = lock(limit).timer.clear();
         } else {
             // Only clears the counter.
             let _ = self.queue.notify.read();

@@ -306,9 +306,9 @@ impl Handler for Clock {
     }
 
     fn ready(&mut self, token: u32, _events: EventSet, _interest: &mut Interest<'_>) {
-        // Only clears what is readable.
+        // Only clears what is readable; the timer not by a read, which waits when it was set anew since.
         if token == TICK {
-            let _ = self.timer.wait();
+            let _ = self.timer.clear();
         } else {
             let _ = self.shared.kick.read();
         }

@@ -63,4 +63,18 @@ impl VcpuMaker {
         let power_on = indices.map(|indices| VcpuState::save_power_on(&vcpu, indices));
         Ok(VcpuCell::new(vcpu, power_on.transpose()?)?)
     }
+
+    /// Makes the processor `index` of a machine whose guest runs. KVM looks interrupts' targets up in a
+    /// map that it drew before the new processor was among the machine's (`kvm_recalculate_apic_map`,
+    /// arch/x86/kvm/lapic.c); it draws another one when a local APIC's state is set. Otherwise the startup
+    /// message is lost.
+    pub(crate) fn make_late(&self, index: u8) -> Result<VcpuCell, MakeError> {
+        let refuses = |step| move |source| MakeError::Kvm { step, source };
+        let cell = self.make(index)?;
+        let vcpu = cell.lock();
+        let apic = vcpu.get_lapic().map_err(refuses("read a local APIC"))?;
+        vcpu.set_lapic(&apic).map_err(refuses("set a local APIC"))?;
+        drop(vcpu);
+        Ok(cell)
+    }
 }

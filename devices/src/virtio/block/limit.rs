@@ -86,8 +86,8 @@ impl Limiter {
 
     /// Takes note that the time has come.
     pub fn clear(&mut self) {
-        // Only clears the timer, which is readable.
-        let _ = self.timer.wait();
+        // Not by a read, which waits when the timer was set anew since.
+        let _ = self.timer.clear();
     }
 
     /// Whether another operation may begin now. If not, the event says when.

@@ -16,7 +16,7 @@ pub fn cases() -> Vec<Case> {
             "limits_beyond_the_machine_are_refused_with_the_numbers",
             beyond_the_machine,
         ),
-        long("a_pod_grows_and_shrinks_with_its_limits", growth),
+        gate("a_pod_grows_and_shrinks_with_its_limits", growth),
         long("a_pods_processors_are_pinned_near_its_memory", binding),
         gate("memory_shortage_ends_only_who_caused_it", memory_shortage),
     ]
@@ -181,6 +181,11 @@ fn growth(cri: &Cri) -> Result<()> {
     ensure!(possible == "0-1", "possible processors: {possible}");
     let begun = size_inside(&container)?;
     ensure!(begun.0 == 1 && begun.1 < 182, "it begins with {begun:?}");
+
+    let refused = container.update(limits_of(400, 500)).err();
+    let error = format!("{:#}", refused.context("grown beyond the pod's cgroup")?);
+    ensure!(error.contains("the pod's cgroup allows 384 MiB"), "{error}");
+    pod.allow_memory_mib(640)?;
 
     // What the first one gets is there when its update is answered, and can be used.
     container.update(limits_of(256, 1500))?;

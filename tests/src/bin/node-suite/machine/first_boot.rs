@@ -130,8 +130,13 @@ fn commands(machine: &Container<'_, '_>) -> Result<()> {
     ensure!(copied.text(STATUS).contains("Success"), "{copied:?}");
     ensure!(copied.text(STDOUT) == "140000\n", "{copied:?}");
     let back = machine.exec_stream(&["cat", "/run/copy"], Wanted::default())?;
-    let back = back.finish()?.text(STDOUT);
-    ensure!(back == content, "{} of {} bytes", back.len(), content.len());
+    let back = back.finish()?;
+    let (len, status) = (back.text(STDOUT).len(), back.text(STATUS));
+    ensure!(
+        back.text(STDOUT) == content,
+        "{len} of {} bytes: {status}",
+        content.len()
+    );
     let limited = machine.exec_within(&["sleep", "100"], Duration::from_secs(2));
     ensure!(limited.is_err(), "a command has no time limit: {limited:?}");
     Ok(())
