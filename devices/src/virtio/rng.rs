@@ -23,8 +23,6 @@ const QUEUE_SIZES: [u16; 1] = [64];
 const MAX_REQUEST_LEN: usize = 4096;
 /// Most buffers of one request.
 const MAX_BUFFERS: usize = 16;
-/// How long a request waits for its rate before the device looks again.
-const RATE_TICK: Duration = Duration::from_millis(100);
 
 const QUEUE: u32 = 0;
 const TICK: u32 = 1;
@@ -129,8 +127,10 @@ impl Limit {
         })
     }
 
-    /// How many of `wanted` bytes are allowed now.
-    fn take(&mut self, wanted: u64, now: Instant) -> u64 {
+    /// How many of `wanted` bytes are allowed: all, or a second's worth where that is less. Too early
+    /// it says how long to wait: part of a request is no use to anybody, and an interrupt for every
+    /// byte is dear.
+    fn take(&mut self, wanted: u64, now: Instant) -> Result<u64, Duration> {
         let rate = u64::from(self.bytes_per_second.get());
         let passed = now.saturating_duration_since(self.filled);
         let earned = u128::from(rate) * passed.as_micros() / 1_000_000;
@@ -139,9 +139,16 @@ impl Limit {
             self.left = self.left.saturating_add(earned).min(rate);
             self.filled = now;
         }
-        let taken = wanted.min(self.left);
-        self.left -= taken;
-        taken
+        let taken = wanted.min(rate);
+        match self.left.checked_sub(taken) {
+            Some(left) => {
+                self.left = left;
+                Ok(taken)
+            }
+            None => Err(Duration::from_micros(
+                ((taken - self.left) * 1_000_000).div_ceil(rate),
+            )),
+        }
     }
 }
 
@@ -157,13 +164,15 @@ struct RngHandler {
 }
 
 impl RngHandler {
-    fn round(&mut self) -> Result<(), virtio_queue::Error> {
+    /// Serves what it may, and says how long the next request has to wait.
+    fn round(&mut self) -> Result<Option<Duration>, virtio_queue::Error> {
         let Self {
             memory,
             queue,
             interrupt,
             limit,
         } = self;
+        let mut wait = None;
         serve(queue, memory, interrupt.as_ref(), |chain| {
             let Ok(parts) = Parts::of(chain, MAX_BUFFERS) else {
                 return Served::Used(0);
@@ -171,13 +180,17 @@ impl RngHandler {
             let wanted = parts.writable.len().min(MAX_REQUEST_LEN as u64);
             let allowed = match limit {
                 Some(limit) => lock(limit).take(wanted, Instant::now()),
-                None => wanted,
+                None => Ok(wanted),
             };
-            if allowed == 0 && wanted > 0 {
-                return Served::NotNow;
+            match allowed {
+                Ok(allowed) => Served::Used(fill(parts.writable, memory, allowed).unwrap_or(0)),
+                Err(early) => {
+                    wait = Some(early);
+                    Served::NotNow
+                }
             }
-            Served::Used(fill(parts.writable, memory, allowed).unwrap_or(0))
-        })
+        })?;
+        Ok(wait)
     }
 }
 
@@ -207,15 +220,18 @@ impl Handler for RngHandler {
             // Only clears the counter.
             let _ = self.queue.notify.read();
         }
-        if let Err(error) = self.round() {
-            self.interrupt.needs_reset(&error.to_string());
-            // Nothing more is served; there is no use in listening.
-            let _ = interest.modify(QUEUE, EventSet::empty());
-        } else if let Some(limit) = &self.limit {
-            let mut limit = lock(limit);
-            if limit.left == 0 && limit.timer.reset(RATE_TICK, None).is_err() {
-                self.interrupt.needs_reset("the rate's timer failed");
+        match (self.round(), &self.limit) {
+            (Err(error), _) => {
+                self.interrupt.needs_reset(&error.to_string());
+                // Nothing more is served; there is no use in listening.
+                let _ = interest.modify(QUEUE, EventSet::empty());
             }
+            (Ok(Some(wait)), Some(limit)) => {
+                if lock(limit).timer.reset(wait, None).is_err() {
+                    self.interrupt.needs_reset("the rate's timer failed");
+                }
+            }
+            (Ok(_), _) => {}
         }
     }
 
@@ -374,12 +390,25 @@ mod tests {
     }
 
     #[test]
+    fn no_request_gets_a_part_of_what_it_can_have() {
+        let (mut rng, mut driver) = (rng(1000), driver());
+        driver.start(&mut rng, 0);
+        for len in [64; 18].into_iter().chain([5000]) {
+            driver.request(0, &[], len);
+            assert_eq!(driver.complete(0).len, len.min(1000));
+        }
+    }
+
+    #[test]
     fn the_bucket_earns_with_time_and_never_holds_more_than_a_second() {
         let mut limit = Limit::new(NonZeroU32::new(1000).unwrap()).unwrap();
         let start = limit.filled;
-        assert_eq!(limit.take(5000, start), 1000);
-        assert_eq!(limit.take(1, start), 0);
-        assert_eq!(limit.take(500, start + Duration::from_millis(100)), 100);
-        assert_eq!(limit.take(9999, start + Duration::from_secs(60)), 1000);
+        let later = |milliseconds| start + Duration::from_millis(milliseconds);
+        assert_eq!(limit.take(5000, start), Ok(1000));
+        assert_eq!(limit.take(1, start), Err(Duration::from_millis(1)));
+        assert_eq!(limit.take(500, later(100)), Err(Duration::from_millis(400)));
+        assert_eq!(limit.take(500, later(500)), Ok(500));
+        assert_eq!(limit.take(9999, later(60_000)), Ok(1000));
+        assert!(limit.take(1, later(60_000)).is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! Consoles under load, the watchdog, and places on the bus.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -22,6 +23,7 @@ pub fn cases() -> Vec<Case> {
         ),
         case("vm_watchdog_resets_a_guest_that_stays_away", watchdog),
         long("vm_devices_sit_where_they_are_wanted", places),
+        case("vm_entropy_comes_at_its_rate", entropy),
     ]
 }
 
@@ -160,4 +162,20 @@ head -c 8 /dev/hwrng | wc -c | sed 's/^/random /'; poweroff -f";
         "{text}"
     );
     Ok(())
+}
+
+/// The first second's worth comes at once, the rest as it is earned, whatever the driver asks for.
+fn entropy() -> Result<()> {
+    let bytes_per_second = NonZeroU32::new(1024);
+    let rng = Rng::new(RngConfig { bytes_per_second }, spawn_io_loop()?)?;
+    let script = "now() { cut -d . -f 1 /proc/uptime; }; begin=$(now)
+dd if=/dev/hwrng of=/dev/null bs=64 count=48 2> /dev/null
+echo took $(($(now) - begin)) end; poweroff -f";
+    let guest = Guest::new(script)?
+        .devices(vec![DeviceSlot::new("rng", rng)])
+        .start()?;
+    let line = guest.line("took ")?;
+    let seconds = line.split(' ').nth(1).map(str::parse::<u64>);
+    ensure!(matches!(seconds, Some(Ok(1..))), "{line}");
+    guest.shutdown().map(drop)
 }
