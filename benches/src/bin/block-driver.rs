@@ -67,7 +67,8 @@ fn run() -> Result<(), Box<dyn Error>> {
         kernel: PathBuf::from(option("--kernel")?),
         initrd: Some(PathBuf::from(option("--initrd")?)),
         kernel_args: KernelArgs::new(option("--args")?)?,
-        console: Console::Log,
+        // What the load prints goes through the port, as it does in QEMU.
+        console: Console::Terminal,
         terminal: None,
         console_output: Some(Box::new(|byte| {
             let mut out = std::io::stdout().lock();
@@ -86,7 +87,8 @@ fn run() -> Result<(), Box<dyn Error>> {
     let vm = Vm::start(config, events)?;
     let reason = reports.recv()?;
     drop(vm);
-    println!("ended {reason}");
+    // Who has all figures listens no more.
+    let _ = writeln!(std::io::stdout(), "ended {reason}");
     Ok(())
 }
 

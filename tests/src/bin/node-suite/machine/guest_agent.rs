@@ -91,7 +91,8 @@ fn commands(machine: &Container<'_, '_>) -> Result<()> {
         // The brackets keep it from finding itself and what runs it.
         let found = machine.exec(&["busybox", "pgrep", "-f", "[s]leep 1234"])?;
         Ok((found.code == 1).then_some(()))
-    })?;
+    })
+    .with_context(|| format!("{:?}", machine.exec(&["busybox", "ps"])))?;
     input(machine)?;
     let terminal = Wanted {
         stdin: false,
