@@ -107,7 +107,8 @@ impl Layout {
     pub fn add_folder(&self, folder: &Path, name: &str) -> Result<()> {
         let layer = self.folder.path().join("layer.tar");
         let packed = Command::new("tar")
-            .args(["--create", "--sparse", "--format=gnu", "--file"])
+            // containerd unpacks no sparse files.
+            .args(["--create", "--format=gnu", "--file"])
             .arg(&layer)
             .arg("--directory")
             .arg(folder)
