@@ -34,6 +34,10 @@ pub enum MakeError {
     State(#[from] VcpuStateError),
 }
 
+fn refuses(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MakeError {
+    move |source| MakeError::Kvm { step, source }
+}
+
 /// All that processors of one machine have in common.
 pub(crate) struct VcpuMaker {
     pub(crate) vm: Arc<VmFd>,
@@ -52,7 +56,6 @@ impl VcpuMaker {
 
     /// Makes the processor `index`; it waits for its startup message, unless it is the first.
     pub(crate) fn make(&self, index: u8) -> Result<VcpuCell, MakeError> {
-        let refuses = |step| move |source| MakeError::Kvm { step, source };
         let apic_id = self.topology.apic_id(index);
         let vcpu = self.vm.create_vcpu(u64::from(apic_id));
         let vcpu = vcpu.map_err(refuses("create a vCPU"))?;
@@ -69,7 +72,6 @@ impl VcpuMaker {
     /// arch/x86/kvm/lapic.c); it draws another one when a local APIC's state is set. Otherwise the startup
     /// message is lost.
     pub(crate) fn make_late(&self, index: u8) -> Result<VcpuCell, MakeError> {
-        let refuses = |step| move |source| MakeError::Kvm { step, source };
         let cell = self.make(index)?;
         let vcpu = cell.lock();
         let apic = vcpu.get_lapic().map_err(refuses("read a local APIC"))?;
