@@ -19,7 +19,6 @@ use crate::container_builder::ContainerBuilder;
 use crate::cri::Cri;
 use crate::pod_cgroup::PodCgroup;
 
-/// The folder of every test pod's cgroup, as the kubelet's cgroup root.
 /// Room in a VM pod's cgroup beyond its containers' limits, as a RuntimeClass's overhead.
 const OVERHEAD_BYTES: i64 = 256 << 20;
 /// Where containerd has the bundles of tasks and of sandboxes.

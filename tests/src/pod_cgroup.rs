@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+/// The folder of every test pod's cgroup, as the kubelet's cgroup root.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup/kubepods";
 
 /// A pod's cgroup below the kubelet's root, removed when dropped.

@@ -131,12 +131,9 @@ fn commands(machine: &Container<'_, '_>) -> Result<()> {
     ensure!(copied.text(STDOUT) == "140000\n", "{copied:?}");
     let back = machine.exec_stream(&["cat", "/run/copy"], Wanted::default())?;
     let back = back.finish()?;
-    let (len, status) = (back.text(STDOUT).len(), back.text(STATUS));
-    ensure!(
-        back.text(STDOUT) == content,
-        "{len} of {} bytes: {status}",
-        content.len()
-    );
+    let (text, status) = (back.text(STDOUT), back.text(STATUS));
+    let (len, whole) = (text.len(), content.len());
+    ensure!(text == content, "{len} of {whole} bytes: {status}");
     let limited = machine.exec_within(&["sleep", "100"], Duration::from_secs(2));
     ensure!(limited.is_err(), "a command has no time limit: {limited:?}");
     Ok(())

@@ -203,19 +203,23 @@ fn plugged_processors() -> Result<()> {
         })
         .with_context(|| format!("{:?}; console:\n{}", guest.vm.vcpus(), guest.console()))
     };
+    let two_again = |guest: &Running, seen: usize| {
+        wait::until("two processors again", PATIENCE, || {
+            let console = guest.console();
+            let since = console.get(seen..).unwrap_or_default();
+            Ok(since.contains("has 2.").then_some(()))
+        })
+        .with_context(|| guest.console())
+    };
     guest.vm.set_vcpus(vcpus(1)?)?;
     left_with_one(&guest)?;
     // One that was there before, and stays over a reset.
+    let seen = guest.console().len();
     guest.vm.set_vcpus(vcpus(2)?)?;
-    guest.line("has 2.")?;
+    two_again(&guest, seen)?;
     let seen = guest.console().len();
     guest.vm.restart()?;
-    wait::until("two processors again", PATIENCE, || {
-        let console = guest.console();
-        let since = console.get(seen..).unwrap_or_default();
-        Ok(since.contains("has 2.").then_some(()))
-    })
-    .with_context(|| guest.console())?;
+    two_again(&guest, seen)?;
     guest.vm.pause()?;
     let state = guest.vm.save()?;
     guest = make()?.restore(guest, &state)?;
