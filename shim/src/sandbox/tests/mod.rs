@@ -1,6 +1,7 @@
 //! A pod over a guest that is a table, through the very service that containerd calls.
 
 pub mod fake;
+mod fake_agent;
 pub mod fake_host;
 mod guest_agent;
 mod machines;

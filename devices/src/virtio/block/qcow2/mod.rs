@@ -15,6 +15,7 @@ mod flush;
 mod header;
 mod layer;
 mod metadata;
+mod read_only;
 mod refcounts;
 mod tables;
 
@@ -23,7 +24,8 @@ use std::io;
 use thiserror::Error;
 
 pub use self::header::{Header, is_qcow2};
-pub use self::layer::{Qcow2Layer, Qcow2ReadOnly};
+pub use self::layer::Qcow2Layer;
+pub use self::read_only::Qcow2ReadOnly;
 
 /// What is wrong with an image.
 #[derive(Debug, Error)]
