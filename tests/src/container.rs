@@ -1,6 +1,8 @@
 //! A container of a test pod and what runs in it.
 
+use std::io::{Seek as _, Write as _};
 use std::path::PathBuf;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -89,6 +91,22 @@ impl Container<'_, '_> {
             stderr: String::from_utf8_lossy(&answer.stderr).into_owned(),
             code: answer.exit_code,
         })
+    }
+
+    /// Runs a script by containerd's own client, which may have written all of `input` before the process is started.
+    ///
+    /// # Errors
+    /// When it cannot be run. Its exit code is the client's.
+    pub fn exec_by_ctr(&self, script: &str, input: &[u8]) -> Result<Output> {
+        let mut file = tempfile::tempfile_in("/var/tmp")?;
+        file.write_all(input)?;
+        file.rewind()?;
+        Command::new("ctr")
+            .args(["--namespace", "k8s.io", "tasks", "exec", "--exec-id", "ctr"])
+            .args([&self.id, "sh", "-c", script])
+            .stdin(file)
+            .output()
+            .context("cannot run ctr")
     }
 
     /// Runs a shell script that must succeed, and yields its trimmed standard output.

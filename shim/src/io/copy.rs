@@ -22,11 +22,15 @@ const PIECE_LEN: usize = 32 << 10;
 #[derive(Default)]
 pub struct Streams {
     outputs: Vec<JoinHandle<()>>,
+    /// What stdin is copied from and to once the process is started.
+    waiting_input: Option<(StdioAddress, Stream)>,
     input: Option<JoinHandle<()>>,
     held_open: Option<pipe::Sender>,
+    is_input_closed: bool,
 }
 
-/// Connects the streams for which there are tokens and begins to copy.
+/// Connects the streams for which there are tokens and begins to copy, all but stdin
+/// ([`Streams::begin_input`]).
 ///
 /// # Errors
 /// [`StdioError`]; nothing is copied then.
@@ -35,7 +39,7 @@ pub async fn attach(
     tokens: &StreamTokens,
     stdio: &Stdio,
 ) -> Result<Streams, StdioError> {
-    let input = Input::open(&StdioAddress::parse(&stdio.stdin)?)?;
+    let stdin = StdioAddress::parse(&stdio.stdin)?;
     let stdout = Output::open(&StdioAddress::parse(&stdio.stdout)?)?;
     let stderr = Output::open(&StdioAddress::parse(&stdio.stderr)?)?;
     // Together: each takes a round trip to the guest.
@@ -45,14 +49,7 @@ pub async fn attach(
         dial(machine, &tokens.stderr),
     )?;
     let mut streams = Streams::default();
-    if let (Some(input), Some(stream)) = (input, stdin_stream) {
-        let Input {
-            receiver,
-            held_open,
-        } = input;
-        streams.held_open = Some(held_open);
-        streams.input = Some(tokio::spawn(copy_input(receiver, stream)));
-    }
+    streams.waiting_input = Some(stdin).zip(stdin_stream);
     for (output, stream) in [(stdout, stdout_stream), (stderr, stderr_stream)] {
         if let (Some(output), Some(stream)) = (output, stream) {
             streams
@@ -74,24 +71,20 @@ pub struct NearEnds {
     pub stderr: Option<DuplexStream>,
 }
 
-/// Connects the streams to ends in this process and begins to copy.
+/// Connects the streams to ends in this process and begins to copy, all but stdin
+/// ([`Streams::begin_input`]).
 ///
 /// # Errors
 /// [`StdioError`]; nothing is copied then.
 pub fn attach_here(stdio: &Stdio) -> Result<(Streams, NearEnds), StdioError> {
-    let input = Input::open(&StdioAddress::parse(&stdio.stdin)?)?;
+    let stdin = StdioAddress::parse(&stdio.stdin)?;
     let stdout = Output::open(&StdioAddress::parse(&stdio.stdout)?)?;
     let stderr = Output::open(&StdioAddress::parse(&stdio.stderr)?)?;
     let mut streams = Streams::default();
     let mut ends = NearEnds::default();
-    if let Some(Input {
-        receiver,
-        held_open,
-    }) = input
-    {
+    if stdin != StdioAddress::None {
         let (ours, theirs) = duplex(PIECE_LEN);
-        let copying = tokio::spawn(copy_input(receiver, Box::new(ours)));
-        streams.set_input(copying, held_open);
+        streams.waiting_input = Some((stdin, Box::new(ours)));
         ends.stdin = Some(theirs);
     }
     for (output, end) in [(stdout, &mut ends.stdout), (stderr, &mut ends.stderr)] {
@@ -163,8 +156,29 @@ impl Streams {
         self.held_open = Some(held_open);
     }
 
+    /// Begins to copy stdin, at the process's start: whoever writes earlier (`ctr tasks exec`) may come to
+    /// the input's end before it is able to tell ([`Self::close_input`]).
+    ///
+    /// # Errors
+    /// [`StdioError::Open`].
+    pub fn begin_input(&mut self) -> Result<(), StdioError> {
+        let Some((address, stream)) = self.waiting_input.take() else {
+            return Ok(());
+        };
+        if let Some(Input {
+            receiver,
+            held_open,
+        }) = Input::open(&address)?
+        {
+            self.input = Some(tokio::spawn(copy_input(receiver, stream)));
+            self.held_open = (!self.is_input_closed).then_some(held_open);
+        }
+        Ok(())
+    }
+
     /// Lets stdin end once containerd has closed it, too.
     pub fn close_input(&mut self) {
+        self.is_input_closed = true;
         self.held_open = None;
     }
 
@@ -219,6 +233,47 @@ mod tests {
         second.read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "still here");
         task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn input_is_taken_from_the_start_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stdin");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let stdio = Stdio {
+            stdin: path.display().to_string(),
+            ..Stdio::default()
+        };
+        let (mut streams, ends) = attach_here(&stdio).unwrap();
+        let writer = pipe::OpenOptions::new().open_sender(&path);
+        assert!(writer.is_err(), "nobody reads before the start");
+        streams.begin_input().unwrap();
+        let mut writer = pipe::OpenOptions::new().open_sender(&path).unwrap();
+        writer.write_all(b"typed").await.unwrap();
+        drop(writer);
+        streams.close_input();
+        let mut text = String::new();
+        let mut stdin = ends.stdin.unwrap();
+        stdin.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "typed");
+    }
+
+    #[tokio::test]
+    async fn input_that_was_closed_early_ends_at_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stdin");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let stdio = Stdio {
+            stdin: path.display().to_string(),
+            ..Stdio::default()
+        };
+        let (mut streams, ends) = attach_here(&stdio).unwrap();
+        streams.close_input();
+        streams.begin_input().unwrap();
+        let mut text = String::new();
+        let mut stdin = ends.stdin.unwrap();
+        stdin.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "");
     }
 
     #[tokio::test]

@@ -259,13 +259,14 @@ impl Actor {
     }
 
     fn start(&mut self, id: ProcessId, reply: Reply<()>) {
-        let begun = self
-            .tasks
-            .process(&id)
-            .and_then(|process| process.apply(&id, ProcessEvent::StartAsked));
-        if let Err(error) = begun {
-            let _ = reply.send(Err(error));
-            return;
+        let begun = self.tasks.process(&id).and_then(|process| {
+            process.apply(&id, ProcessEvent::StartAsked)?;
+            Ok(process.streams.begin_input())
+        });
+        match begun {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return self.start_failed(&id, error.into(), reply),
+            Err(error) => return drop(reply.send(Err(error))),
         }
         if self
             .tasks
@@ -285,11 +286,13 @@ impl Actor {
             Ok(link) => {
                 tokio::spawn(work::start(link.agent, id, reply, self.outbox.clone()));
             }
-            Err(error) => {
-                self.apply(&id, ProcessEvent::StartFailed(Self::exit_now(255)));
-                let _ = reply.send(Err(error));
-            }
+            Err(error) => self.start_failed(&id, error, reply),
         }
+    }
+
+    fn start_failed(&mut self, id: &ProcessId, error: TaskError, reply: Reply<()>) {
+        self.apply(id, ProcessEvent::StartFailed(Self::exit_now(255)));
+        let _ = reply.send(Err(error));
     }
 
     pub(super) fn started(

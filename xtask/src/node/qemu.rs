@@ -42,7 +42,9 @@ pub struct Machine<'a> {
 impl Machine<'_> {
     /// The command that runs the machine until it powers off.
     pub fn command(&self) -> Command {
-        let mut command = Command::new("qemu-system-x86_64");
+        // A node does not outlive who started it, however that ends.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
         self.add_processor(&mut command);
         command
             .args(["-m", &self.memory_mib.to_string()])

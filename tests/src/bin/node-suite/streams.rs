@@ -85,6 +85,12 @@ fn input(cri: &Cri) -> Result<()> {
         code == 0 && stdout == format!("{}\nend\n", 3 << 20),
         "{code}: {stdout:?}"
     );
+
+    let output = container.exec_by_ctr("cat; exit 9", b"typed")?;
+    ensure!(
+        output.status.code() == Some(9) && output.stdout == b"typed",
+        "{output:?}"
+    );
     Ok(())
 }
 

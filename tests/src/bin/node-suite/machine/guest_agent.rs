@@ -1,7 +1,6 @@
 //! Commands in a machine by QEMU's guest agent, Debian's own, where ours does not run.
 
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -109,20 +108,7 @@ fn commands(machine: &Container<'_, '_>) -> Result<()> {
 /// Input reaches a command when it has ended, which ctr says as kubectl does.
 fn input(machine: &Container<'_, '_>) -> Result<()> {
     let content = "typed\n".repeat(20_000);
-    let mut file = tempfile::NamedTempFile::new_in("/var/tmp")?;
-    file.write_all(content.as_bytes())?;
-    let output = Command::new("ctr")
-        .args([
-            "--namespace",
-            "k8s.io",
-            "tasks",
-            "exec",
-            "--exec-id",
-            "input",
-        ])
-        .args([&machine.id, "sh", "-c", "cat; exit 9"])
-        .stdin(File::open(file.path())?)
-        .output()?;
+    let output = machine.exec_by_ctr("cat; exit 9", content.as_bytes())?;
     ensure!(output.status.code() == Some(9), "{output:?}");
     let back = String::from_utf8(output.stdout)?;
     ensure!(back == content, "{} of {} bytes", back.len(), content.len());
