@@ -39,28 +39,35 @@ fn main() -> Result<()> {
     let cri = Cri::connect()?;
     cri.ensure_image(IMAGE)?;
     let qemu = qemu::Machine::prepare()?;
+    let ours = || ours::boot(&cri).map(|took| said("ours", took));
+    let other = || qemu.boot().map(|took| said("QEMU", took));
     // Both once, unmeasured: files are then in memory for either.
-    let (ours, other) = (ours::boot(&cri)?, qemu.boot()?);
-    eprintln!("warm-up: {ours:?} beside {other:?}");
+    eprintln!("warm-up");
+    ours()?;
+    other()?;
     let begun = Instant::now();
     let (mut podvisor, mut qemus) = (Vec::new(), Vec::new());
     for pair in 0..pairs {
         if begun.elapsed() > LIMIT {
             break;
         }
+        eprintln!("pair {} of {pairs}", pair + 1);
         // Whoever comes second finds warmer caches: take turns.
-        let (ours, other) = if pair % 2 == 0 {
-            let ours = ours::boot(&cri)?;
-            (ours, qemu.boot()?)
+        if pair % 2 == 0 {
+            podvisor.push(ours()?);
+            qemus.push(other()?);
         } else {
-            let other = qemu.boot()?;
-            (ours::boot(&cri)?, other)
-        };
-        eprintln!("pair {} of {pairs}: {ours:?} beside {other:?}", pair + 1);
-        podvisor.push(ours.as_secs_f64());
-        qemus.push(other.as_secs_f64());
+            qemus.push(other()?);
+            podvisor.push(ours()?);
+        }
     }
     report(&podvisor, &qemus)
+}
+
+/// Tells how long a boot has taken; yields its seconds.
+fn said(whose: &str, took: Duration) -> f64 {
+    eprintln!("{whose}: {took:?}");
+    took.as_secs_f64()
 }
 
 fn report(ours: &[f64], qemus: &[f64]) -> Result<()> {

@@ -56,7 +56,6 @@ const PACKAGES: &[&str] = &[
     "containernetworking-plugins",
     "curl",
     "e2fsprogs",
-    "iperf3",
     "iproute2",
     "iptables",
     "iputils-ping",
