@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use podvisor_devices::legacy::CpuSlots;
 use vm_memory::GuestAddress;
 
 use crate::arch::acpi::{self, AcpiConfig};
@@ -44,13 +45,18 @@ impl BootSource {
         }
     }
 
-    /// Fills guest memory with all that the kernel finds at its entry, which it tells.
-    pub(crate) fn load(&self, ram: &GuestRam) -> Result<GuestAddress, StartError> {
+    /// Fills guest memory with all that the kernel finds at its entry, which it tells. `slots` are those
+    /// of a machine whose processors have changed since it began.
+    pub(crate) fn load(
+        &self,
+        ram: &GuestRam,
+        slots: Option<&CpuSlots>,
+    ) -> Result<GuestAddress, StartError> {
         let memory = ram.guest_memory();
         let kernel = loader::load_kernel(&self.kernel, memory)?;
         let load_initrd = |path| loader::load_initrd(path, memory, &kernel);
         let initrd = self.initrd.as_deref().map(load_initrd).transpose()?;
-        let rsdp = acpi::write(&self.acpi, memory)?;
+        let rsdp = acpi::write(&self.acpi, &self.present(slots), memory)?;
         if let Some((identity, shape)) = &self.smbios {
             smbios::write(identity, *shape, memory)?;
         }
@@ -68,6 +74,16 @@ impl BootSource {
         params.write(memory).map_err(StartError::BootStructures)?;
         entry::write_tables(memory).map_err(StartError::BootStructures)?;
         Ok(kernel.entry)
+    }
+}
+
+impl BootSource {
+    /// Which processors there are, by number.
+    fn present(&self, slots: Option<&CpuSlots>) -> Vec<bool> {
+        match slots {
+            Some(slots) => slots.slots().iter().map(|slot| slot.present).collect(),
+            None => vec![true; self.acpi.processors.booted.get().into()],
+        }
     }
 }
 

@@ -243,7 +243,8 @@ impl ThreadKind {
                 calls: RESET,
                 ioctls: &[
                     KVM_STATE,
-                    &[KVM_SIGNAL_MSI, KVM_SET_GSI_ROUTING, TUNSETOFFLOAD],
+                    &[KVM_SIGNAL_MSI, KVM_SET_GSI_ROUTING],
+                    &[TUNSETOFFLOAD, TUNSETQUEUE],
                     &VHOST_REQUESTS,
                 ],
                 capabilities: &[],

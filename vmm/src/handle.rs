@@ -107,6 +107,7 @@ impl VmHandle {
     /// [`OrderError::Ended`] when the machine has ended.
     pub fn pause(&self) -> Result<(), OrderError> {
         let machine = &self.machine;
+        let _pausing = machine.pausing();
         if !machine.control.order_park() {
             return Err(OrderError::Ended);
         }
@@ -118,11 +119,15 @@ impl VmHandle {
         Ok(())
     }
 
-    /// Lets a paused machine go on.
+    /// Lets a paused machine go on; one that runs does so anyway.
     ///
     /// # Errors
     /// [`OrderError::Ended`] when the machine has ended.
     pub fn resume(&self) -> Result<(), OrderError> {
+        let _pausing = self.machine.pausing();
+        if !self.machine.control.is_ordered_to_park()? {
+            return Ok(());
+        }
         for cell in self.machine.threads.cells() {
             cell.excuse_pause();
         }

@@ -1,7 +1,7 @@
 //! Builds a machine from its configuration and owns all of its parts.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{Kvm, VmFd};
 use podvisor_devices::console::Terminal;
@@ -105,6 +105,8 @@ pub(crate) struct Machine {
     pub(crate) control: Arc<Control>,
     pub(crate) threads: Arc<VcpuThreads>,
     pub(crate) vcpus: VcpuPlug,
+    /// One pause or resumption at a time.
+    pausing: Mutex<()>,
     pub(crate) timeline: Arc<Timeline>,
     /// None in a machine that ends at a reset.
     restart: Option<RestartThread>,
@@ -127,7 +129,7 @@ impl Machine {
         let kvm = host::open_kvm()?;
         let ram = GuestRam::map(&ram_plan(&config)?)?;
         let template = Template::for_host(&kvm, &config.processors)?;
-        let entry = BootSource::of(&config, &template).load(&ram)?;
+        let entry = BootSource::of(&config, &template).load(&ram, None)?;
         timeline.done("guest_loaded");
         let parts = Parts::build(config, template, events, &kvm, ram, timeline)?;
         set_entry(&parts.threads.cells(), entry)?;
@@ -145,6 +147,11 @@ impl Machine {
         let kvm = host::open_kvm()?;
         let template = Template::for_host(&kvm, &config.processors)?;
         Parts::build(config, template, events, &kvm, ram, timeline)?.start(kvm)
+    }
+
+    /// Held while the machine is paused or resumed.
+    pub(crate) fn pausing(&self) -> MutexGuard<'_, ()> {
+        self.pausing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a reset starts the machine over.
@@ -289,6 +296,7 @@ impl Parts {
             control: self.control,
             threads: self.threads,
             vcpus,
+            pausing: Mutex::default(),
             timeline: self.timeline,
             restart: restart.map_err(os_step("start a thread"))?,
             restarts,

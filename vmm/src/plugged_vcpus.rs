@@ -144,6 +144,7 @@ impl Machine {
             let cell = made.map_err(|source| VcpuPlugError::Make { index, source })?;
             self.threads.add(number, cell);
         }
+        self.threads.wait_retired(number);
         if !self.control.admit() {
             return Err(VcpuPlugError::Ended);
         }

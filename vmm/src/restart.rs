@@ -156,7 +156,7 @@ impl Restarter {
         let cells = self.threads.cells();
         self.power_on.restore(&self.vm, &cells)?;
         self.ram.clear()?;
-        let entry = self.source.load(&self.ram)?;
+        let entry = self.source.load(&self.ram, self.platform.cpus())?;
         set_entry(&cells, entry)?;
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         tracing::info!(?cause, count, "the guest starts over");

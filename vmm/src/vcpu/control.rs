@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::config::ResetPolicy;
 use crate::event::{EndReason, RestartCause};
+use crate::handle::OrderError;
 
 /// What the processors shall do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +152,15 @@ impl Control {
         state.order = Order::Park;
         self.announce(&state);
         true
+    }
+
+    /// Whether the owner wants the machine to stand; an error when it has ended.
+    pub(crate) fn is_ordered_to_park(&self) -> Result<bool, OrderError> {
+        match self.lock().order {
+            Order::Park => Ok(true),
+            Order::Run => Ok(false),
+            Order::End => Err(OrderError::Ended),
+        }
     }
 
     /// Waits until all threads are parked, and a reset under way is done. `false` when the

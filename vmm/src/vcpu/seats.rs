@@ -6,6 +6,8 @@ use std::os::unix::thread::JoinHandleExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use libc::pthread_t;
+
 use super::cell::VcpuCell;
 use super::pinning::{self, PinError};
 use super::thread::{self as vcpu_thread, VcpuContext, kick_signal};
@@ -89,11 +91,18 @@ impl VcpuThreads {
         }
     }
 
-    /// Starts the thread of a processor; it parks. Waits for the end of one that was retired.
+    /// Waits for the end of a processor's thread that was retired, if there is one. Parked for a
+    /// reset, it ends after that: whoever waits must not be counted among those who park.
+    pub(crate) fn wait_retired(&self, index: usize) {
+        if let Some(seat) = self.seats.get(index) {
+            seat.join();
+        }
+    }
+
+    /// Starts the thread of a processor that has none; it parks.
     pub(crate) fn spawn(&self, context: &Arc<VcpuContext>, index: usize) -> io::Result<()> {
         let no_seat = || io::Error::from(io::ErrorKind::NotFound);
         let seat = self.seats.get(index).ok_or_else(no_seat)?;
-        seat.join();
         seat.cell.get().ok_or_else(no_seat)?.set_retired(false);
         let mut place = seat.thread();
         *place = Some(vcpu_thread::spawn(context, index)?);
@@ -147,21 +156,26 @@ impl VcpuThreads {
 }
 
 impl Seat {
-    fn bind(&self, vcpu: usize, cpus: &[usize]) -> Result<(), PinError> {
+    /// Does `act` with its thread, if that is to go on: for one that has ended, the C library would
+    /// take the calling one.
+    fn with_thread(&self, act: impl FnOnce(pthread_t) -> io::Result<()>) -> io::Result<()> {
         // The lock keeps the thread from being joined.
-        let done = match self.thread().as_ref() {
-            Some(handle) => pinning::bind(handle.as_pthread_t(), cpus),
-            None => Ok(()),
-        };
+        let thread = self.thread();
+        let is_retired = self.cell.get().is_none_or(VcpuCell::is_retired);
+        match thread.as_ref() {
+            Some(handle) if !is_retired && !handle.is_finished() => act(handle.as_pthread_t()),
+            _ => Ok(()),
+        }
+    }
+
+    fn bind(&self, vcpu: usize, cpus: &[usize]) -> Result<(), PinError> {
+        let done = self.with_thread(|thread| pinning::bind(thread, cpus));
         let cpus = cpus.to_vec();
         done.map_err(|source| PinError { vcpu, cpus, source })
     }
 
     fn release(&self, vcpu: usize) -> Result<(), PinError> {
-        let done = match self.thread().as_ref() {
-            Some(handle) => pinning::release(handle.as_pthread_t()),
-            None => Ok(()),
-        };
+        let done = self.with_thread(pinning::release);
         let cpus = Vec::new();
         done.map_err(|source| PinError { vcpu, cpus, source })
     }

@@ -30,8 +30,9 @@ pub const START_AND_STOP: [u32; 10] = [
     NET_SET_BACKEND,
 ];
 
-/// Most ranges of memory that a guest has: below the hole of its devices and above it.
-const MAX_REGIONS: usize = 2;
+/// Most ranges of memory that a guest has: below the hole of its devices, above it, and what is
+/// plugged.
+const MAX_REGIONS: usize = 3;
 
 /// `struct vhost_vring_state`, and `struct vhost_vring_file` with the descriptor as its value.
 #[repr(C)]
@@ -131,7 +132,8 @@ mod tests {
         let mut table = MemoryTable::default();
         table.push(0, 1 << 30, 0x7000_0000).unwrap();
         table.push(4 << 30, 1 << 30, 0x8000_0000).unwrap();
-        assert_eq!(table.count, 2);
-        assert!(table.push(8 << 30, 1 << 30, 0x9000_0000).is_err());
+        table.push(8 << 30, 1 << 30, 0x9000_0000).unwrap();
+        assert_eq!(table.count, 3);
+        assert!(table.push(12 << 30, 1 << 30, 0xa000_0000).is_err());
     }
 }

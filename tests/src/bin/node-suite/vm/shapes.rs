@@ -174,8 +174,8 @@ fn plugged_memory() -> Result<()> {
     Ok(())
 }
 
-/// Switches on what comes.
-const PROCESSOR_REPORT: &str = "last=0; while true; do
+/// Says with how many processors the kernel began, and switches on what comes.
+const PROCESSOR_REPORT: &str = "echo begins with $(nproc).; last=0; while true; do
 for cpu in /sys/devices/system/cpu/cpu[0-9]*/online; do [ $(cat $cpu) = 1 ] || echo 1 > $cpu; done
 now=$(nproc); [ $now = $last ] || echo has $now.; last=$now; sleep 0.2; done";
 
@@ -220,6 +220,11 @@ fn plugged_processors() -> Result<()> {
     let seen = guest.console().len();
     guest.vm.restart()?;
     two_again(&guest, seen)?;
+    let console = guest.console();
+    let since = console.get(seen..).unwrap_or_default();
+    ensure!(since.contains("begins with 2."), "{since}");
+    // Nothing to resume.
+    guest.vm.resume()?;
     guest.vm.pause()?;
     let state = guest.vm.save()?;
     guest = make()?.restore(guest, &state)?;

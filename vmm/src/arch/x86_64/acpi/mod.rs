@@ -106,12 +106,17 @@ pub enum AcpiError {
     Memory(#[source] GuestMemoryError),
 }
 
-/// Writes all tables; the root pointer is the first.
+/// Writes all tables; the root pointer is the first. `present` says of each processor whether it is
+/// there; those behind its end are not.
 ///
 /// # Errors
 /// [`AcpiError`] when they do not fit.
-pub fn write(config: &AcpiConfig, memory: &GuestMemory) -> Result<GuestAddress, AcpiError> {
-    let bytes = build(config, layout::ACPI_TABLES.base);
+pub fn write(
+    config: &AcpiConfig,
+    present: &[bool],
+    memory: &GuestMemory,
+) -> Result<GuestAddress, AcpiError> {
+    let bytes = build(config, present, layout::ACPI_TABLES.base);
     if bytes.len() as u64 > layout::ACPI_TABLES.len {
         return Err(AcpiError::NoRoom(bytes.len()));
     }
@@ -123,12 +128,12 @@ pub fn write(config: &AcpiConfig, memory: &GuestMemory) -> Result<GuestAddress, 
 }
 
 /// All tables as they lie in memory from `base` on.
-fn build(config: &AcpiConfig, base: u64) -> Vec<u8> {
+fn build(config: &AcpiConfig, present: &[bool], base: u64) -> Vec<u8> {
     let mut tables = Tables::after_root_pointer(base);
     let dsdt = tables.add(&dsdt::build(config));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(tables.add(&fadt(dsdt)));
-    xsdt.add_entry(tables.add(&madt(config)));
+    xsdt.add_entry(tables.add(&madt(config, present)));
     if config.has_pci {
         let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
         mcfg.add_ecam(layout::PCI_ECAM.base, 0, 0, 0);
@@ -199,17 +204,15 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.finalize()
 }
 
-fn madt(config: &AcpiConfig) -> impl Aml {
+fn madt(config: &AcpiConfig, present: &[bool]) -> impl Aml {
     let address = LocalInterruptController::Address(layout::LOCAL_APIC_ADDRESS);
     let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, address);
     let processors = config.processors;
-    let booted = processors.booted.get();
     for index in 0..processors.topology.possible().get() {
         let apic_id = processors.topology.apic_id(index);
-        let status = if index < booted {
-            EnabledStatus::Enabled
-        } else {
-            EnabledStatus::DisabledOnlineCapable
+        let status = match present.get(usize::from(index)) {
+            Some(true) => EnabledStatus::Enabled,
+            _ => EnabledStatus::DisabledOnlineCapable,
         };
         madt.add_structure(ProcessorLocalApic::new(index, apic_id, status));
     }

@@ -22,7 +22,7 @@ fn bare(processors: AcpiProcessors) -> AcpiConfig {
 }
 
 fn table(config: &AcpiConfig, name: &str) -> Option<Vec<u8>> {
-    let mut tables = reachable(&build(config, BASE)).into_iter();
+    let mut tables = reachable(&build(config, &booted(config), BASE)).into_iter();
     tables
         .find(|(found, _)| found == name)
         .map(|(_, bytes)| bytes)
@@ -39,7 +39,7 @@ fn tables(vcpus: u32, has_pci: bool) -> Vec<u8> {
         has_button: true,
         ..bare(cores(vcpus))
     };
-    build(&config, BASE)
+    build(&config, &booted(&config), BASE)
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> u32 {
@@ -204,6 +204,11 @@ fn nodes_have_all_processors_and_memory_and_their_distances() {
     assert!(table(&bare(cores(2)), "SRAT").is_none());
 }
 
+/// The processors of a machine that begins.
+fn booted(config: &AcpiConfig) -> Vec<bool> {
+    vec![true; config.processors.booted.get().into()]
+}
+
 fn growing(booted: u32, possible: u32) -> AcpiConfig {
     let topology = Topology::new(1, possible, 1).unwrap();
     let processors = Processors::new(Vcpus::try_from(booted).unwrap(), topology).unwrap();
@@ -236,6 +241,14 @@ fn processors_that_can_come_are_listed_and_have_devices() {
 }
 
 #[test]
+fn a_machine_that_starts_over_has_the_processors_that_it_had() {
+    let all = reachable(&build(&growing(2, 4), &[true, false, true, false], BASE));
+    let madt = all.into_iter().find(|(name, _)| name == "APIC").unwrap().1;
+    let flags: Vec<_> = madt[44..76].chunks_exact(8).map(|e| u32_at(e, 4)).collect();
+    assert_eq!(flags, [1, 2, 1, 2], "enabled, or online capable");
+}
+
+#[test]
 fn the_largest_machine_that_grows_fits_its_place() {
     let config = AcpiConfig {
         has_pci: true,
@@ -244,6 +257,6 @@ fn the_largest_machine_that_grows_fits_its_place() {
         has_generation: true,
         ..growing(1, u32::from(Vcpus::MAX))
     };
-    let len = build(&config, BASE).len() as u64;
+    let len = build(&config, &booted(&config), BASE).len() as u64;
     assert!(len <= layout::ACPI_TABLES.len, "{len} bytes");
 }
