@@ -19,8 +19,8 @@ const IMAGE: &str = "docker.io/podvisor/debian-machine:13";
 const LAYOUT: &str = "debian-machine";
 /// Memory of either machine.
 const MEMORY_MIB: u32 = 512;
-/// What both consoles are watched for.
-const PROMPT: &str = " login: ";
+/// What both consoles are watched for: other lines may come between it and the name before it.
+const PROMPT: &str = "login: ";
 /// A machine that is not up by then will not be, on an emulated node either.
 const BOOT_LIMIT: Duration = Duration::from_mins(15);
 /// What the user of both machines says: enough for cloud-init to have its usual work.
