@@ -51,13 +51,14 @@ impl Containers {
             .map_or(true, |process| process.tokens.are_connected(&self.streams))
     }
 
-    /// Sees a process that could not be started to its end, so that it can be
-    /// deleted at once: a stage that failed ends by itself.
+    /// Sees a process that could not be started, and its streams, to their end, so that it can
+    /// be deleted at once: a stage that failed ends by itself.
     async fn end_failed(&self, key: &ProcessKey) {
-        if let Ok(process) = self.table().process(key)
-            && process.pidfd.is_none()
-        {
-            process.advance(Phase::Ended);
+        if let Ok(process) = self.table().process(key) {
+            process.tokens.forget_unsupplied(&self.streams);
+            if process.pidfd.is_none() {
+                process.advance(Phase::Ended);
+            }
         }
         if !self.wait_for_end(key).await {
             tracing::warn!(

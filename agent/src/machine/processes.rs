@@ -204,8 +204,12 @@ impl Processes {
         Ok(())
     }
 
-    /// Sees a process that could not be started to its end, so that it can be deleted at once.
+    /// Sees a process that could not be started, and its streams, to their end, so that it can be
+    /// deleted at once.
     async fn end_failed(&self, key: &ProcessKey) {
+        if let Ok(exec) = self.table().exec(key) {
+            exec.process.tokens.forget_unsupplied(&self.streams);
+        }
         let has_ended = || {
             let mut table = self.table();
             let Ok(exec) = table.exec(key) else {
