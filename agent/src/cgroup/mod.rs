@@ -9,10 +9,12 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
+use self::devices::DeviceProgram;
 use crate::oci::Resources;
 
 /// Where the unified hierarchy is mounted.
@@ -59,12 +61,8 @@ pub enum CgroupError {
 ///
 /// [`CgroupError::File`] with the file.
 pub fn build_tree() -> Result<(), CgroupError> {
-    let root = Cgroup {
-        path: PathBuf::from(CGROUP_ROOT),
-    };
-    let agent = Cgroup {
-        path: root.path.join(AGENT_LEAF),
-    };
+    let root = Cgroup::at(PathBuf::from(CGROUP_ROOT));
+    let agent = Cgroup::at(root.path.join(AGENT_LEAF));
     agent.make()?;
     agent.write("cgroup.procs", "0")?;
     let available = root.read("cgroup.controllers")?;
@@ -82,27 +80,32 @@ pub fn build_tree() -> Result<(), CgroupError> {
 /// The parent of all containers.
 #[must_use]
 pub fn pod() -> Cgroup {
-    Cgroup {
-        path: Path::new(CGROUP_ROOT).join(POD),
-    }
+    Cgroup::at(Path::new(CGROUP_ROOT).join(POD))
 }
 
 /// One cgroup, by path. Dropping it leaves the cgroup in place.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Cgroup {
     path: PathBuf,
+    /// Its device rules in force.
+    devices: Arc<DeviceProgram>,
 }
 
 impl Cgroup {
+    fn at(path: PathBuf) -> Self {
+        Self {
+            path,
+            devices: Arc::default(),
+        }
+    }
+
     /// Makes the cgroup of a container with its limits in force.
     ///
     /// # Errors
     ///
     /// [`CgroupError`] with the file; the cgroup is removed again.
     pub fn create(container_id: &str, resources: &Resources) -> Result<Self, CgroupError> {
-        let cgroup = Self {
-            path: pod().path.join(leaf_name(container_id)),
-        };
+        let cgroup = Self::at(pod().path.join(leaf_name(container_id)));
         cgroup.make()?;
         let limited = cgroup
             .apply(resources)
@@ -271,7 +274,8 @@ impl Cgroup {
 
     fn attach_devices(&self, resources: &Resources) -> Result<(), CgroupError> {
         let directory = self.open_for_bpf()?;
-        devices::attach(&directory, &resources.devices).map_err(|source| CgroupError::Devices {
+        let attached = self.devices.attach(&directory, &resources.devices);
+        attached.map_err(|source| CgroupError::Devices {
             path: self.path.display().to_string(),
             source,
         })
@@ -350,9 +354,7 @@ mod tests {
     fn a_subtree_lists_parents_before_children() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir_all(directory.path().join("a/b")).unwrap();
-        let cgroup = Cgroup {
-            path: directory.path().to_path_buf(),
-        };
+        let cgroup = Cgroup::at(directory.path().to_path_buf());
         let found = cgroup.subtree();
         assert_eq!(found.len(), 3);
         assert!(found[2].ends_with("a/b"));
