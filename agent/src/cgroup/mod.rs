@@ -8,7 +8,7 @@ mod stats;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,16 @@ pub enum CgroupError {
         path: String,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// A process is in a cgroup somewhere else.
+    #[error("process {pid} is in {found}, which is not within cgroup {path}")]
+    Outside {
+        /// Its pid in the guest.
+        pid: u32,
+        /// Its cgroup, as /proc has it.
+        found: String,
+        /// The cgroup it was to be in.
+        path: String,
     },
     /// The cgroup did not freeze in time.
     #[error("cgroup {0} did not freeze")]
@@ -140,6 +150,35 @@ impl Cgroup {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(&self.path, flags, Mode::empty())
             .map_err(|errno| self.error("", errno.into()))
+    }
+
+    /// The cgroup that a process is in, which is this one or below it.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::File`] when that cannot be read, [`CgroupError::Outside`].
+    pub fn of_process(&self, pid: u32) -> Result<Self, CgroupError> {
+        let file = format!("/proc/{pid}/cgroup");
+        let membership = fs::read_to_string(&file);
+        let membership = membership.map_err(|source| CgroupError::File { file, source })?;
+        let found = self.within(&membership);
+        found.map(Self::at).ok_or_else(|| CgroupError::Outside {
+            pid,
+            found: membership.trim_end().to_owned(),
+            path: self.path.display().to_string(),
+        })
+    }
+
+    /// The directory that a process's membership (cgroups(7), /proc/PID/cgroup) names, when that
+    /// lies in this one.
+    fn within(&self, membership: &str) -> Option<PathBuf> {
+        let mut lines = membership.lines();
+        let name = lines.find_map(|line| line.strip_prefix("0::/"))?;
+        let path = Path::new(CGROUP_ROOT).join(name);
+        let mut parts = path.components();
+        let is_within =
+            path.starts_with(&self.path) && !parts.any(|part| part == Component::ParentDir);
+        is_within.then_some(path)
     }
 
     /// Path of one of its files.
@@ -348,6 +387,27 @@ mod tests {
         assert_eq!(leaf_name("cgroup.procs"), "_cgroup.procs");
         assert_eq!(leaf_name(""), "_");
         assert_eq!(leaf_name(&"x".repeat(300)).len(), NAME_MAX);
+    }
+
+    #[test]
+    fn a_process_is_looked_for_in_its_containers_cgroup_only() {
+        let cgroup = Cgroup::at(pod().path.join("web"));
+        let within = |membership: &str| cgroup.within(membership);
+        let own = "/sys/fs/cgroup/pod/web";
+        assert_eq!(within("0::/pod/web\n").unwrap(), Path::new(own));
+        let inner = within("1:name=x:/y\n0::/pod/web/init.scope\n").unwrap();
+        assert_eq!(inner, Path::new(own).join("init.scope"));
+        for outside in [
+            "",
+            "0::/",
+            "0::/pod",
+            "0::/pod/web2",
+            "0::/podvisor-agent",
+            "0::/pod/web/../db",
+            "0:://pod/web",
+        ] {
+            assert_eq!(within(outside), None, "{outside:?}");
+        }
     }
 
     #[test]
