@@ -102,7 +102,9 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    fn at(path: PathBuf) -> Self {
+    /// The cgroup of a directory.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
         Self {
             path,
             devices: Arc::default(),
