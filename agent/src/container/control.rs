@@ -11,10 +11,8 @@ use super::{ContainerError, Containers, ProcessKey};
 use crate::cgroup::Cgroup;
 use crate::oci::parse_resources;
 use crate::stage::terminal;
-use crate::sys::signal;
+use crate::sys::signal::{self, KILL};
 
-/// SIGKILL.
-const KILL: u32 = 9;
 /// How long a killed process may take to be reaped. One that waits for the
 /// host's file system cannot be killed before that answers.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -160,14 +158,10 @@ impl Containers {
         let Some(pidfd) = self.table().process(key)?.pidfd.clone() else {
             return Ok(());
         };
-        match signal::send(pidfd.as_fd(), KILL) {
-            // It has ended, and is about to be reaped.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            sent => sent.map_err(|source| ContainerError::Signal {
-                number: KILL,
-                source,
-            })?,
-        }
+        signal::kill(pidfd.as_fd()).map_err(|source| ContainerError::Signal {
+            number: KILL,
+            source,
+        })?;
         if self.wait_for_end(key).await {
             return Ok(());
         }
