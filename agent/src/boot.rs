@@ -19,6 +19,9 @@ const OOM_SCORE: &str = "-1000";
 const MIN_FREE: &str = "/proc/sys/vm/min_free_kbytes";
 /// Bounds of the kernel's own choice for it, in KiB (mm/page_alloc.c, calculate_min_free_kbytes).
 const MIN_FREE_BOUNDS: (u64, u64) = (128, 262_144);
+/// Whether the kernel promises more memory than there is, and what a kubelet sets on its node for
+/// every container (setupKernelTunables, VMOvercommitMemoryAlways): always.
+const OVERCOMMIT: (&str, &str) = ("/proc/sys/vm/overcommit_memory", "1");
 /// Whether the kernel hurries with RCU grace periods (kernel/ksysfs.c).
 const RCU_EXPEDITED: &str = "/sys/kernel/rcu_expedited";
 
@@ -136,6 +139,8 @@ pub fn prepare() -> Result<(), BootError> {
         .map_err(step("clear dumpable"))?;
     std::fs::write("/proc/self/oom_score_adj", OOM_SCORE).map_err(step("set oom_score_adj"))?;
     lower_reserve().map_err(step("set vm.min_free_kbytes"))?;
+    let (overcommit, always) = OVERCOMMIT;
+    std::fs::write(overcommit, always).map_err(step("set vm.overcommit_memory"))?;
     raise_limits()?;
     build_cgroups()?;
     crate::network::bring_loopback_up()?;

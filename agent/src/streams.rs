@@ -126,6 +126,15 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send + 'static> StreamTable<C> {
         }
     }
 
+    /// Closes the stream when the guest's end of it was never there: nothing else would.
+    pub fn forget_unsupplied(&self, token: &Token) {
+        let mut slots = self.slots();
+        let is_supplied = |slot: &Slot<C>| slot.local.is_some() || slot.copying.is_some();
+        if slots.get(token).is_some_and(|slot| !is_supplied(slot)) {
+            slots.remove(token);
+        }
+    }
+
     fn slots(&self) -> MutexGuard<'_, HashMap<Token, Slot<C>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -320,6 +329,34 @@ mod tests {
         assert_eq!(second.read(&mut [0; 8]).await.unwrap(), 0);
         let mut unknown = dial(&table, [0; STREAM_TOKEN_LEN]).await;
         assert_eq!(unknown.read(&mut [0; 8]).await.unwrap(), 0);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn only_a_stream_without_the_guests_end_is_closed_for_want_of_it() {
+        let table = Arc::new(StreamTable::default());
+        let bare = table.issue().unwrap();
+        let mut shim = dial(&table, bare).await;
+        table.forget_unsupplied(&bare);
+        assert_eq!(shim.read(&mut [0; 8]).await.unwrap(), 0);
+        assert!(!table.is_connected(&bare));
+        // One whose copy runs, and one that is not connected yet, deliver what was written.
+        for is_first in [true, false] {
+            let (token, write) = output_of(&table);
+            let early = match is_first {
+                true => Some(dial(&table, token).await),
+                false => None,
+            };
+            rustix::io::write(&write, b"why").unwrap();
+            drop(write);
+            table.forget_unsupplied(&token);
+            let mut shim = match early {
+                Some(shim) => shim,
+                None => dial(&table, token).await,
+            };
+            let mut received = String::new();
+            shim.read_to_string(&mut received).await.unwrap();
+            assert_eq!(received, "why");
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use crate::oci::DeviceRule;
 
@@ -24,6 +25,10 @@ const BPF_PROG_LOAD: u64 = 5;
 const BPF_PROG_ATTACH: u64 = 8;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
+/// Flags of an attachment (linux/bpf.h): cgroups below may have programs of their own, all of
+/// which have to agree; the program takes the place of another.
+const BPF_F_ALLOW_MULTI: u32 = 1 << 1;
+const BPF_F_REPLACE: u32 = 1 << 2;
 /// The verifier's limit for a privileged program is far above; this keeps a
 /// hostile specification from growing the agent.
 const MAX_RULES: usize = 1024;
@@ -257,14 +262,49 @@ struct AttachAttributes {
     program: u32,
     attach_type: u32,
     flags: u32,
+    replaced: u32,
 }
 
-/// Puts `rules` in force for the cgroup; an earlier program is replaced.
-///
-/// # Errors
-///
-/// InvalidInput for a rule that does not parse, else what bpf(2) said.
-pub fn attach(cgroup: &OwnedFd, rules: &[DeviceRule]) -> io::Result<()> {
+const _: () = assert!(std::mem::offset_of!(AttachAttributes, replaced) == 16);
+
+impl AttachAttributes {
+    fn new(cgroup: BorrowedFd<'_>, program: &OwnedFd, replaced: Option<&OwnedFd>) -> Self {
+        let replace = if replaced.is_some() { BPF_F_REPLACE } else { 0 };
+        Self {
+            target: descriptor(cgroup),
+            program: descriptor(program.as_fd()),
+            attach_type: BPF_CGROUP_DEVICE,
+            flags: BPF_F_ALLOW_MULTI | replace,
+            replaced: replaced.map_or(0, |program| descriptor(program.as_fd())),
+        }
+    }
+}
+
+/// The program of a cgroup. Dropping it leaves it in force.
+#[derive(Debug, Default)]
+pub struct DeviceProgram {
+    attached: Mutex<Option<OwnedFd>>,
+}
+
+impl DeviceProgram {
+    /// Puts `rules` in force for the cgroup, in place of those before.
+    ///
+    /// # Errors
+    ///
+    /// InvalidInput for a rule that does not parse, else what bpf(2) said; the rules before
+    /// stay in force then.
+    pub fn attach(&self, cgroup: &OwnedFd, rules: &[DeviceRule]) -> io::Result<()> {
+        let program = load(&assemble(&parse(rules)?))?;
+        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let attributes = AttachAttributes::new(cgroup.as_fd(), &program, attached.as_ref());
+        bpf(BPF_PROG_ATTACH, &attributes)?;
+        *attached = Some(program);
+        Ok(())
+    }
+}
+
+/// The rules in the kernel's numbers, what every container may use after them.
+fn parse(rules: &[DeviceRule]) -> io::Result<Vec<Rule>> {
     if rules.len() > MAX_RULES {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -276,14 +316,7 @@ pub fn attach(cgroup: &OwnedFd, rules: &[DeviceRule]) -> io::Result<()> {
         .map(Rule::parse)
         .collect::<io::Result<Vec<Rule>>>()?;
     parsed.extend(ALWAYS_ALLOWED);
-    let program = load(&assemble(&parsed))?;
-    let attributes = AttachAttributes {
-        target: descriptor(cgroup.as_fd()),
-        program: descriptor(program.as_fd()),
-        attach_type: BPF_CGROUP_DEVICE,
-        flags: 0,
-    };
-    bpf(BPF_PROG_ATTACH, &attributes).map(drop)
+    Ok(parsed)
 }
 
 fn load(program: &[Insn]) -> io::Result<OwnedFd> {
@@ -411,8 +444,19 @@ mod tests {
     }
 
     #[test]
+    fn a_program_leaves_room_below_and_takes_the_place_of_the_one_before() {
+        let open = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let (cgroup, before, after) = (open(), open(), open());
+        let first = AttachAttributes::new(cgroup.as_fd(), &before, None);
+        assert_eq!((first.flags, first.replaced), (2, 0));
+        let second = AttachAttributes::new(cgroup.as_fd(), &after, Some(&before));
+        assert_eq!((second.flags, second.replaced), (6, first.program));
+        assert_eq!(second.program, descriptor(after.as_fd()));
+    }
+
+    #[test]
     fn a_malformed_rule_is_refused() {
         let bad: DeviceRule = serde_json::from_str(r#"{"allow":true,"access":"x"}"#).unwrap();
-        assert!(Rule::parse(&bad).is_err());
+        assert!(parse(&[bad]).is_err());
     }
 }

@@ -8,11 +8,13 @@ mod stats;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
+use self::devices::DeviceProgram;
 use crate::oci::Resources;
 
 /// Where the unified hierarchy is mounted.
@@ -47,6 +49,16 @@ pub enum CgroupError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A process is in a cgroup somewhere else.
+    #[error("process {pid} is in {found}, which is not within cgroup {path}")]
+    Outside {
+        /// Its pid in the guest.
+        pid: u32,
+        /// Its cgroup, as /proc has it.
+        found: String,
+        /// The cgroup it was to be in.
+        path: String,
+    },
     /// The cgroup did not freeze in time.
     #[error("cgroup {0} did not freeze")]
     NotFrozen(String),
@@ -59,12 +71,8 @@ pub enum CgroupError {
 ///
 /// [`CgroupError::File`] with the file.
 pub fn build_tree() -> Result<(), CgroupError> {
-    let root = Cgroup {
-        path: PathBuf::from(CGROUP_ROOT),
-    };
-    let agent = Cgroup {
-        path: root.path.join(AGENT_LEAF),
-    };
+    let root = Cgroup::at(PathBuf::from(CGROUP_ROOT));
+    let agent = Cgroup::at(root.path.join(AGENT_LEAF));
     agent.make()?;
     agent.write("cgroup.procs", "0")?;
     let available = root.read("cgroup.controllers")?;
@@ -82,27 +90,34 @@ pub fn build_tree() -> Result<(), CgroupError> {
 /// The parent of all containers.
 #[must_use]
 pub fn pod() -> Cgroup {
-    Cgroup {
-        path: Path::new(CGROUP_ROOT).join(POD),
-    }
+    Cgroup::at(Path::new(CGROUP_ROOT).join(POD))
 }
 
 /// One cgroup, by path. Dropping it leaves the cgroup in place.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Cgroup {
     path: PathBuf,
+    /// Its device rules in force.
+    devices: Arc<DeviceProgram>,
 }
 
 impl Cgroup {
+    /// The cgroup of a directory.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        Self {
+            path,
+            devices: Arc::default(),
+        }
+    }
+
     /// Makes the cgroup of a container with its limits in force.
     ///
     /// # Errors
     ///
     /// [`CgroupError`] with the file; the cgroup is removed again.
     pub fn create(container_id: &str, resources: &Resources) -> Result<Self, CgroupError> {
-        let cgroup = Self {
-            path: pod().path.join(leaf_name(container_id)),
-        };
+        let cgroup = Self::at(pod().path.join(leaf_name(container_id)));
         cgroup.make()?;
         let limited = cgroup
             .apply(resources)
@@ -137,6 +152,35 @@ impl Cgroup {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(&self.path, flags, Mode::empty())
             .map_err(|errno| self.error("", errno.into()))
+    }
+
+    /// The cgroup that a process is in, which is this one or below it.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::File`] when that cannot be read, [`CgroupError::Outside`].
+    pub fn of_process(&self, pid: u32) -> Result<Self, CgroupError> {
+        let file = format!("/proc/{pid}/cgroup");
+        let membership = fs::read_to_string(&file);
+        let membership = membership.map_err(|source| CgroupError::File { file, source })?;
+        let found = self.within(&membership);
+        found.map(Self::at).ok_or_else(|| CgroupError::Outside {
+            pid,
+            found: membership.trim_end().to_owned(),
+            path: self.path.display().to_string(),
+        })
+    }
+
+    /// The directory that a process's membership (cgroups(7), /proc/PID/cgroup) names, when that
+    /// lies in this one.
+    fn within(&self, membership: &str) -> Option<PathBuf> {
+        let mut lines = membership.lines();
+        let name = lines.find_map(|line| line.strip_prefix("0::/"))?;
+        let path = Path::new(CGROUP_ROOT).join(name);
+        let mut parts = path.components();
+        let is_within =
+            path.starts_with(&self.path) && !parts.any(|part| part == Component::ParentDir);
+        is_within.then_some(path)
     }
 
     /// Path of one of its files.
@@ -271,7 +315,8 @@ impl Cgroup {
 
     fn attach_devices(&self, resources: &Resources) -> Result<(), CgroupError> {
         let directory = self.open_for_bpf()?;
-        devices::attach(&directory, &resources.devices).map_err(|source| CgroupError::Devices {
+        let attached = self.devices.attach(&directory, &resources.devices);
+        attached.map_err(|source| CgroupError::Devices {
             path: self.path.display().to_string(),
             source,
         })
@@ -347,12 +392,31 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_looked_for_in_its_containers_cgroup_only() {
+        let cgroup = Cgroup::at(pod().path.join("web"));
+        let within = |membership: &str| cgroup.within(membership);
+        let own = "/sys/fs/cgroup/pod/web";
+        assert_eq!(within("0::/pod/web\n").unwrap(), Path::new(own));
+        let inner = within("1:name=x:/y\n0::/pod/web/init.scope\n").unwrap();
+        assert_eq!(inner, Path::new(own).join("init.scope"));
+        for outside in [
+            "",
+            "0::/",
+            "0::/pod",
+            "0::/pod/web2",
+            "0::/podvisor-agent",
+            "0::/pod/web/../db",
+            "0:://pod/web",
+        ] {
+            assert_eq!(within(outside), None, "{outside:?}");
+        }
+    }
+
+    #[test]
     fn a_subtree_lists_parents_before_children() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir_all(directory.path().join("a/b")).unwrap();
-        let cgroup = Cgroup {
-            path: directory.path().to_path_buf(),
-        };
+        let cgroup = Cgroup::at(directory.path().to_path_buf());
         let found = cgroup.subtree();
         assert_eq!(found.len(), 3);
         assert!(found[2].ends_with("a/b"));

@@ -1,6 +1,7 @@
 //! What is done to existing processes and containers: signals, sizes, limits,
 //! freezing, counting, deletion.
 
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use podvisor_proto::cgroups::Metrics;
@@ -10,10 +11,8 @@ use super::{ContainerError, Containers, ProcessKey};
 use crate::cgroup::Cgroup;
 use crate::oci::parse_resources;
 use crate::stage::terminal;
-use crate::sys::signal;
+use crate::sys::signal::{self, KILL};
 
-/// SIGKILL.
-const KILL: u32 = 9;
 /// How long a killed process may take to be reaped. One that waits for the
 /// host's file system cannot be killed before that answers.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,7 +42,7 @@ impl Containers {
                 id: id.clone(),
                 reason: "it is not started",
             }),
-            (_, Some(pidfd)) => match signal::send(std::os::fd::AsFd::as_fd(pidfd), number) {
+            (_, Some(pidfd)) => match signal::send(pidfd.as_fd(), number) {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
                     Err(ContainerError::NotFound(format!("{id}: it has ended")))
                 }
@@ -62,8 +61,9 @@ impl Containers {
         let process = table.process(key)?;
         process.size = (rows, columns);
         match &process.terminal {
-            Some(master) => terminal::resize(std::os::fd::AsFd::as_fd(master), rows, columns)
-                .map_err(ContainerError::Terminal),
+            Some(master) => {
+                terminal::resize(master.as_fd(), rows, columns).map_err(ContainerError::Terminal)
+            }
             None => Ok(()),
         }
     }
@@ -132,37 +132,43 @@ impl Containers {
             .unwrap_or_else(|| container.cgroup.metrics()))
     }
 
-    /// Frees an ended or never started process; an init with its container.
+    /// Frees a process, killed where it still runs; an init with its container. The caller whose
+    /// call to start one took too long knows only that it wants no more of it.
     ///
     /// # Errors
     ///
-    /// [`ContainerError::Phase`] while it runs.
+    /// [`ContainerError::NotFound`], [`ContainerError::Phase`] when it cannot be killed now.
     pub async fn delete(&self, key: &ProcessKey) -> Result<(), ContainerError> {
-        {
-            let mut table = self.table();
-            let process = table.process(key)?;
-            if matches!(
-                process.phase(),
-                Phase::Creating | Phase::Starting | Phase::Running
-            ) {
-                let id = if key.exec_id.is_empty() {
-                    &key.container_id
-                } else {
-                    &key.exec_id
-                };
-                return Err(ContainerError::Phase {
-                    id: id.clone(),
-                    reason: "it has not ended",
-                });
-            }
-            if !key.exec_id.is_empty() {
-                process.tokens.forget(&self.streams);
-                let container = table.container(&key.container_id)?;
-                container.execs.remove(&key.exec_id);
-                return Ok(());
-            }
+        if key.exec_id.is_empty() {
+            return self.discard(&key.container_id).await;
         }
-        self.discard(&key.container_id).await
+        self.end_exec(key).await?;
+        let mut table = self.table();
+        // Another call may have been faster.
+        if let Ok(container) = table.container(&key.container_id)
+            && let Some(exec) = container.execs.remove(&key.exec_id)
+        {
+            exec.process.tokens.forget(&self.streams);
+        }
+        Ok(())
+    }
+
+    /// Kills an exec's process, if there is one, and waits for its end.
+    async fn end_exec(&self, key: &ProcessKey) -> Result<(), ContainerError> {
+        let Some(pidfd) = self.table().process(key)?.pidfd.clone() else {
+            return Ok(());
+        };
+        signal::kill(pidfd.as_fd()).map_err(|source| ContainerError::Signal {
+            number: KILL,
+            source,
+        })?;
+        if self.wait_for_end(key).await {
+            return Ok(());
+        }
+        Err(ContainerError::Phase {
+            id: key.exec_id.clone(),
+            reason: "it cannot be killed now",
+        })
     }
 
     /// Kills what is left of a container and removes every trace of it.
@@ -259,3 +265,7 @@ fn signal_all(cgroup: &Cgroup, number: u32) -> Result<(), ContainerError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

@@ -37,6 +37,17 @@ fn start(what: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
     move |source| LaunchError::Start { what, source }
 }
 
+impl LaunchError {
+    /// Whether the kernel took no process into the cgroup because groups in it have controllers
+    /// (admin-guide/cgroup-v2.rst, "No Internal Process Constraint").
+    pub fn is_busy(&self) -> bool {
+        match self {
+            Self::Start { source, .. } => source.raw_os_error() == Some(libc::EBUSY),
+            Self::Stage(_) | Self::Died => false,
+        }
+    }
+}
+
 /// What a stage is started with.
 pub struct Launch<'a> {
     /// The agent's own file.
@@ -78,7 +89,7 @@ impl Launch<'_> {
     /// # Errors
     ///
     /// [`LaunchError::Start`].
-    pub fn start(self) -> Result<Launched, LaunchError> {
+    pub fn start(&self) -> Result<Launched, LaunchError> {
         let (theirs, ours) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,

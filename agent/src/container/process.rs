@@ -139,6 +139,11 @@ impl ProcessStreams {
         self.all().for_each(|token| table.forget(&token));
     }
 
+    /// Closes those whose end in the guest was never made, once it will not be any more.
+    pub fn forget_unsupplied(&self, table: &Streams) {
+        self.all().for_each(|token| table.forget_unsupplied(&token));
+    }
+
     /// Makes the process's descriptors 0, 1 and 2: a pipe for every stream,
     /// /dev/null where there is none, and for all of them with a terminal.
     ///

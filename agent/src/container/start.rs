@@ -4,9 +4,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::launch::{Handshake, Launch};
+use super::launch::{Handshake, Launch, Launched};
 use super::process::Phase;
 use super::{ContainerError, Containers, ProcessKey};
+use crate::cgroup::Cgroup;
 use crate::oci::{Spec, parse_process};
 use crate::stage::CONTAINER_EXEC;
 use crate::stage::protocol::StageConfig;
@@ -51,13 +52,14 @@ impl Containers {
             .map_or(true, |process| process.tokens.are_connected(&self.streams))
     }
 
-    /// Sees a process that could not be started to its end, so that it can be
-    /// deleted at once: a stage that failed ends by itself.
+    /// Sees a process that could not be started, and its streams, to their end, so that it can
+    /// be deleted at once: a stage that failed ends by itself.
     async fn end_failed(&self, key: &ProcessKey) {
-        if let Ok(process) = self.table().process(key)
-            && process.pidfd.is_none()
-        {
-            process.advance(Phase::Ended);
+        if let Ok(process) = self.table().process(key) {
+            process.tokens.forget_unsupplied(&self.streams);
+            if process.pidfd.is_none() {
+                process.advance(Phase::Ended);
+            }
         }
         if !self.wait_for_end(key).await {
             tracing::warn!(
@@ -134,7 +136,7 @@ impl Containers {
         let directory = container.cgroup.open()?;
         let stdio = exec.process.tokens.open(&self.streams, exec.terminal);
         let init: &Arc<OwnedFd> = &init;
-        let launched = Launch {
+        let launch = Launch {
             program: INIT_SELF,
             stage: CONTAINER_EXEC,
             config: StageConfig {
@@ -153,12 +155,27 @@ impl Containers {
             // The stage joins that of the container with all its other namespaces.
             users: None,
             stream_owner: spec.stream_owner(uid),
-        }
-        .start()?;
+        };
+        let launched = start_exec(launch, &container.cgroup, container.init.pid)?;
         let pid = launched.pid.as_raw_nonzero().get().unsigned_abs();
         exec.process.pid = pid;
         exec.process.pidfd = Some(Arc::new(launched.pidfd));
         table.pids.insert(pid, key.clone());
         Ok(launched.handshake)
     }
+}
+
+/// Starts an exec's stage in its container's cgroup, or, as runc does, beside init where init has
+/// divided that cgroup, as systemd does.
+fn start_exec(launch: Launch<'_>, cgroup: &Cgroup, init: u32) -> Result<Launched, ContainerError> {
+    match launch.start() {
+        Err(error) if error.is_busy() => {}
+        started => return Ok(started?),
+    }
+    let beside = cgroup.of_process(init)?.open()?;
+    let launch = Launch {
+        cgroup: Some(beside.as_fd()),
+        ..launch
+    };
+    Ok(launch.start()?)
 }

@@ -20,11 +20,11 @@ use crate::reaper::Ended;
 use crate::stage::protocol::StageConfig;
 use crate::stage::{MACHINE_EXEC, terminal};
 use crate::sys::clone::ANY_SELF;
-use crate::sys::signal;
+use crate::sys::signal::{self, KILL};
 
 /// How long the streams of a process may take to be connected.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// How long a stage that failed may take to end.
+/// How long a stage that failed, or a process that was killed, may take to end.
 const REAP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a call is refused that means the machine's own init.
@@ -204,18 +204,27 @@ impl Processes {
         Ok(())
     }
 
-    /// Sees a process that could not be started to its end, so that it can be deleted at once.
+    /// Sees a process that could not be started, and its streams, to their end, so that it can be
+    /// deleted at once.
     async fn end_failed(&self, key: &ProcessKey) {
-        let has_ended = || {
-            let mut table = self.table();
-            let Ok(exec) = table.exec(key) else {
-                return true;
-            };
+        if let Ok(exec) = self.table().exec(key) {
+            exec.process.tokens.forget_unsupplied(&self.streams);
             // Without a handle there never was a process.
             if exec.process.pidfd.is_none() {
                 exec.process.advance(Phase::Ended);
             }
-            exec.process.phase() == Phase::Ended
+        }
+        if !self.wait_for_end(key).await {
+            tracing::warn!(exec = key.exec_id, "a stage does not end");
+        }
+    }
+
+    /// Waits until a process has been reaped; false when that takes too long.
+    async fn wait_for_end(&self, key: &ProcessKey) -> bool {
+        let has_ended = || {
+            let mut table = self.table();
+            let exec = table.exec(key);
+            exec.map_or(true, |exec| exec.process.phase() == Phase::Ended)
         };
         let end = async {
             loop {
@@ -228,9 +237,7 @@ impl Processes {
                 ended.await;
             }
         };
-        if tokio::time::timeout(REAP_LIMIT, end).await.is_err() {
-            tracing::warn!(exec = key.exec_id, "a stage does not end");
-        }
+        tokio::time::timeout(REAP_LIMIT, end).await.is_ok()
     }
 
     /// Sends a signal to a process, or with `all` to its whole session's first group.
@@ -276,22 +283,26 @@ impl Processes {
         }
     }
 
-    /// Forgets an ended or never started process.
+    /// Forgets a process, killed where it still runs.
     ///
     /// # Errors
     ///
-    /// [`ContainerError::Phase`] while it runs.
-    pub fn delete(&self, key: &ProcessKey) -> Result<(), ContainerError> {
-        let mut table = self.table();
-        let process = &table.exec(key)?.process;
-        match process.phase() {
-            Phase::Creating | Phase::Starting | Phase::Running => {
-                return Err(refused(key, "it has not ended"));
+    /// [`ContainerError::NotFound`], [`ContainerError::Phase`] when it cannot be killed now.
+    pub async fn delete(&self, key: &ProcessKey) -> Result<(), ContainerError> {
+        let pidfd = self.table().exec(key)?.process.pidfd.clone();
+        if let Some(pidfd) = pidfd {
+            signal::kill(pidfd.as_fd()).map_err(|source| ContainerError::Signal {
+                number: KILL,
+                source,
+            })?;
+            if !self.wait_for_end(key).await {
+                return Err(refused(key, "it cannot be killed now"));
             }
-            Phase::Created | Phase::Ended => {}
         }
-        process.tokens.forget(&self.streams);
-        table.execs.remove(key);
+        // Another call may have been faster.
+        if let Some(exec) = self.table().execs.remove(key) {
+            exec.process.tokens.forget(&self.streams);
+        }
         Ok(())
     }
 
@@ -319,5 +330,47 @@ impl Processes {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_process_that_runs_is_killed_and_forgotten() {
+        let key = ProcessKey {
+            container_id: "machine".to_owned(),
+            exec_id: "shell".to_owned(),
+        };
+        let processes = Processes::default();
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let mut process = Process::new(Phase::Running, ProcessStreams::default());
+        process.pidfd = Some(Arc::new(pidfd_open(pid, PidfdFlags::empty()).unwrap()));
+        let exec = Exec {
+            process,
+            process_json: Vec::new(),
+            is_terminal: false,
+        };
+        processes.table().execs.insert(key.clone(), exec);
+        processes.table().pids.insert(child.id(), key.clone());
+        let reap = async {
+            while child.try_wait().unwrap().is_none() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            processes.reaped(Ended {
+                pid: child.id(),
+                status: 137,
+            });
+        };
+        let (deleted, ()) = tokio::join!(processes.delete(&key), reap);
+        deleted.unwrap();
+        let again = processes.delete(&key).await;
+        assert!(matches!(again, Err(ContainerError::NotFound(_))));
     }
 }

@@ -77,7 +77,8 @@ impl Agent for MachineService {
         request: DeleteProcessRequest,
     ) -> Result<DeleteProcessResponse, Status> {
         self.processes
-            .delete(&key(request.container_id, request.exec_id))?;
+            .delete(&key(request.container_id, request.exec_id))
+            .await?;
         Ok(DeleteProcessResponse {})
     }
 

@@ -5,12 +5,17 @@ use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
 
 use super::seccomp::Filter;
 use super::{StageError, security};
 use crate::oci::Process;
 
-/// Most of /etc/passwd that is read to find a home directory.
+/// Where a container's users are told.
+const PASSWD: &str = "/etc/passwd";
+/// Most of it that is read to find a home directory.
 const MAX_PASSWD: u64 = 1 << 20;
 
 /// A process ready to be executed.
@@ -179,7 +184,8 @@ fn execve(path: &CStr, arguments: &[CString], environment: &[CString]) -> Option
 fn environment(process: &Process) -> Result<Vec<CString>, StageError> {
     let mut environment = c_strings(&process.env)?;
     if variable(&process.env, "HOME").is_none_or(str::is_empty) {
-        let home = home_of(process.user.uid).unwrap_or_else(|| "/".to_owned());
+        let home = home_of(Path::new(PASSWD), process.user.uid);
+        let home = home.unwrap_or_else(|| "/".to_owned());
         environment.extend(CString::new(format!("HOME={home}")).ok());
     }
     Ok(environment)
@@ -201,11 +207,12 @@ fn variable<'a>(environment: &'a [String], name: &str) -> Option<&'a str> {
     values.next_back()
 }
 
-/// The home directory in the container's /etc/passwd.
-fn home_of(uid: u32) -> Option<String> {
+/// A user's home directory as the container's file of users has it.
+fn home_of(passwd: &Path, uid: u32) -> Option<String> {
     let mut text = String::new();
-    let file = File::open("/etc/passwd").ok()?;
-    // Only a regular file: reading a FIFO or a device could block for ever.
+    // Only a regular file: opening a FIFO, and reading one or a device, could block for ever.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(passwd, flags, Mode::empty()).ok()?);
     if !file.metadata().ok()?.is_file() {
         return None;
     }
@@ -268,6 +275,19 @@ mod tests {
         let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:33:web:/var/www:/bin/sh\n";
         assert_eq!(home_in(passwd, 33).as_deref(), Some("/var/www"));
         assert_eq!(home_in(passwd, 5), None);
+    }
+
+    #[test]
+    fn only_a_regular_file_of_users_is_read_and_nothing_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let passwd = directory.path().join("passwd");
+        std::fs::write(&passwd, "web:x:33:33:web:/var/www:/bin/sh\n").unwrap();
+        assert_eq!(home_of(&passwd, 33).as_deref(), Some("/var/www"));
+        let fifo = directory.path().join("fifo");
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, Mode::RUSR, 0).unwrap();
+        assert_eq!(home_of(&fifo, 33), None);
+        assert_eq!(home_of(&directory.path().join("none"), 33), None);
     }
 
     #[test]

@@ -4,6 +4,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+/// SIGKILL.
+pub const KILL: u32 = 9;
+
 /// Sends `signal` to the process of a pidfd.
 ///
 /// # Errors
@@ -25,6 +28,18 @@ pub fn send(process: BorrowedFd<'_>, signal: u32) -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+/// Kills the process of a pidfd; one that has ended is killed already.
+///
+/// # Errors
+///
+/// What pidfd_send_signal(2) said.
+pub fn kill(process: BorrowedFd<'_>) -> io::Result<()> {
+    match send(process, KILL) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        sent => sent,
     }
 }
 
