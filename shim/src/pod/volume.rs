@@ -7,6 +7,15 @@ use thiserror::Error;
 
 use super::users::UserMaps;
 
+/// Where shared memory is, shm_overview(7).
+pub const SHARED_MEMORY: &str = "/dev/shm";
+/// The source of our own bind mounts of the pod's shared memory: no path that a pod could name,
+/// for those are absolute.
+pub const POD_SHARED_MEMORY: &str = "podvisor-shm";
+/// The folder of containerd's pods, which has a folder of each by its id (containerd,
+/// `internal/cri/server/helpers.go`, `getSandboxDevShm`).
+const PODS_OF_CONTAINERD: &str = "sandboxes";
+
 /// What a container may change of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -99,7 +108,7 @@ pub fn classify(
     options: &[String],
     owners: Option<UserMaps>,
 ) -> Result<Source, VolumeError> {
-    if destination == Path::new("/dev/shm") {
+    if destination == Path::new(SHARED_MEMORY) && is_pods_memory(source) {
         return Ok(Source::SharedMemory);
     }
     let has = |words: &[&str]| {
@@ -131,6 +140,15 @@ pub fn classify(
         propagation,
         owners,
     })
+}
+
+/// Whether a source of /dev/shm is the pod's own shared memory, by our word or by containerd's, which
+/// mounts `…/sandboxes/<id>/shm` where the pod has no volume. Whatever else is there is a volume.
+fn is_pods_memory(source: &Path) -> bool {
+    let pods = source.ancestors().nth(2);
+    let of_containerd =
+        source.ends_with("shm") && pods.is_some_and(|pods| pods.ends_with(PODS_OF_CONTAINERD));
+    source == Path::new(POD_SHARED_MEMORY) || of_containerd
 }
 
 /// Where a guest has the character device of these numbers as every Linux has it
@@ -198,8 +216,24 @@ mod tests {
 
     #[test]
     fn the_pods_shared_memory_is_made_anew() {
-        let shared = classified("/dev/shm", &["rbind", "ro"]);
-        assert_eq!(shared, Ok(Source::SharedMemory));
+        let of_containerd = "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/0a1b/shm";
+        let options = ["rbind".to_owned(), "ro".to_owned()];
+        let at = |source: &str, destination: &str| {
+            classify(Path::new(source), Path::new(destination), &options, None).unwrap()
+        };
+        for source in [of_containerd, POD_SHARED_MEMORY] {
+            assert_eq!(at(source, SHARED_MEMORY), Source::SharedMemory);
+        }
+        assert!(matches!(at(of_containerd, "/mnt"), Source::Host { .. }));
+    }
+
+    #[test]
+    fn a_volume_in_place_of_shared_memory_stays_one() {
+        let volume = classified("/dev/shm", &["rbind", "rprivate", "rw"]);
+        assert_eq!(volume, host(Access::ReadWrite, Propagation::Private));
+        for source in ["/dev/shm", "/sandboxes/shm", "/sandboxes/a/shm/b", "/shm"] {
+            assert!(!is_pods_memory(Path::new(source)), "{source}");
+        }
     }
 
     #[test]

@@ -121,6 +121,9 @@ fn memory(cri: &Cri) -> Result<()> {
     fs::create_dir(volume.join("part"))?;
     let (part, _bound) = sub_path(&pod, &volume.join("part"))?;
     let first = pod.container("first").mount(&volume, "/scratch");
+    let large = pod.volume("volumes/kubernetes.io~empty-dir/shm")?;
+    let _large = NodeMount::tmpfs(&large, "size=128m,mode=1777")?;
+    let first = first.mount(&large, "/dev/shm");
     let first = first.mount(&part, "/part").start()?;
     let table = first.shell("grep ' /scratch ' /proc/mounts")?;
     ensure!(table.contains(" tmpfs rw,"), "no tmpfs: {table}");
@@ -129,11 +132,17 @@ fn memory(cri: &Cri) -> Result<()> {
     ensure!(first.shell("cat /scratch/part/file")? == "part", "sub-path");
     let full = first.exec(&["dd", "if=/dev/zero", "of=/scratch/big", "bs=1M", "count=3"])?;
     ensure!(full.stderr.contains("No space left"), "{full:?}");
+    let size = first.shell("df -m /dev/shm | awk 'END {print $2}'")?;
+    ensure!(size == "128", "{size} MiB of shared memory");
+    first.shell("echo large > /dev/shm/file")?;
     first.stop(Duration::ZERO)?;
     first.remove()?;
     let second = pod.container("second").user(1000, 1000, &[]);
+    let second = second.mount(&large, "/large");
     let second = second.mount(&volume, "/data").start()?;
     ensure!(second.shell("cat /data/file")? == "kept", "content");
+    let shared = second.shell("cat /large/file; ls /dev/shm")?;
+    ensure!(shared == "large", "the pod's shared memory: {shared}");
     second.shell("touch /data/mine")?;
     ensure!(!volume.join("file").exists(), "it is on the host, too");
     Ok(())
