@@ -9,6 +9,20 @@ use super::users::UserMaps;
 
 /// Where shared memory is, shm_overview(7).
 pub const SHARED_MEMORY: &str = "/dev/shm";
+/// Character devices with the same numbers everywhere (Linux, Documentation/admin-guide/devices.txt),
+/// and where a guest has those that are no process's own.
+pub const COMMON_DEVICES: [((u64, u64), Option<&str>); 10] = [
+    ((1, 3), Some("/dev/null")),
+    ((1, 5), Some("/dev/zero")),
+    ((1, 7), Some("/dev/full")),
+    ((1, 8), Some("/dev/random")),
+    ((1, 9), Some("/dev/urandom")),
+    ((5, 0), None), // tty
+    ((5, 1), None), // console
+    ((5, 2), None), // ptmx
+    ((10, 200), Some("/dev/net/tun")),
+    ((10, 229), Some("/dev/fuse")),
+];
 /// The source of our own bind mounts of the pod's shared memory: no path that a pod could name,
 /// for those are absolute.
 pub const POD_SHARED_MEMORY: &str = "podvisor-shm";
@@ -151,17 +165,11 @@ fn is_pods_memory(source: &Path) -> bool {
     source == Path::new(POD_SHARED_MEMORY) || of_containerd
 }
 
-/// Where a guest has the character device of these numbers as every Linux has it
-/// (Documentation/admin-guide/devices.txt), if it is such a one.
+/// Where a guest has the character device of these numbers as every Linux has it, if it is such a
+/// one.
 pub fn guest_device(major: u64, minor: u64) -> Option<&'static str> {
-    Some(match (major, minor) {
-        (1, 3) => "/dev/null",
-        (1, 5) => "/dev/zero",
-        (1, 7) => "/dev/full",
-        (1, 8) => "/dev/random",
-        (1, 9) => "/dev/urandom",
-        _ => return None,
-    })
+    let mut common = COMMON_DEVICES.iter();
+    common.find_map(|&(numbers, path)| (numbers == (major, minor)).then_some(path)?)
 }
 
 /// A part of a volume: `folder` itself for an empty `below`. Joined, that would get a slash, which
@@ -246,6 +254,17 @@ mod tests {
         assert_eq!(classified("/mnt", &["rbind", "rro"]), whole);
         let shared = classified("/mnt", &["rbind", "rshared"]);
         assert_eq!(shared, Err(VolumeError::Bidirectional));
+    }
+
+    #[test]
+    fn devices_of_every_linux_are_the_guests() {
+        assert_eq!(guest_device(1, 3), Some("/dev/null"));
+        assert_eq!(guest_device(10, 200), Some("/dev/net/tun"));
+        assert_eq!(guest_device(10, 229), Some("/dev/fuse"));
+        // A terminal, a disk of old, KVM.
+        for (major, minor) in [(5, 0), (8, 0), (10, 232)] {
+            assert_eq!(guest_device(major, minor), None);
+        }
     }
 
     #[test]

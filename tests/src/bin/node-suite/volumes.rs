@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use podvisor_proto::cri::v1::{ImageSpec, Mount, MountPropagation};
 use podvisor_tests::{Container, Cri, Handler, Pod, PodBuilder, wait};
 
@@ -190,15 +190,23 @@ fn host_paths(cri: &Cri) -> Result<()> {
     fs::write(source.join("flag"), "flag")?;
     fs::write(folder.join("file"), "a file")?;
     symlink(&source, folder.join("link"))?;
+    for (name, minor) in [("tun", 200), ("fuse", 229)] {
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        mknod(&folder.join(name), SFlag::S_IFCHR, mode, makedev(10, minor))?;
+    }
     let container = pod.container("mounts").mount(&private, "/private");
     let container = container.mount_with(&slave, "/slave", |mount| {
         mount.set_propagation(MountPropagation::PropagationHostToContainer);
     });
     let container = container.mount(&folder.join("file"), "/file");
     let container = container.mount(&folder.join("link"), "/link");
+    let container = container.mount(&folder.join("tun"), "/dev/net/tun");
+    let container = container.mount(&folder.join("fuse"), "/dev/fuse");
     let container = container
         .mount(Path::new("/dev/null"), "/nothing")
         .start()?;
+    let devices = container.shell("stat -c %t:%T /dev/net/tun /dev/fuse")?;
+    ensure!(devices == "a:c8\na:e5", "tun and fuse: {devices}");
     let _late = NodeMount::bind(&source, &private.join("late"))?;
     let _later = NodeMount::bind(&source, &slave.join("late"))?;
     let seen = wait::until("a later mount", Duration::from_secs(20), || {
