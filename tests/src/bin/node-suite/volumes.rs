@@ -200,6 +200,7 @@ fn host_paths(cri: &Cri) -> Result<()> {
     });
     let container = container.mount(&folder.join("file"), "/file");
     let container = container.mount(&folder.join("link"), "/link");
+    let container = container.mount_read_only(Path::new("/proc"), "/node-proc");
     let container = container.mount(&folder.join("tun"), "/dev/net/tun");
     let container = container.mount(&folder.join("fuse"), "/dev/fuse");
     let container = container
@@ -207,6 +208,10 @@ fn host_paths(cri: &Cri) -> Result<()> {
         .start()?;
     let devices = container.shell("stat -c %t:%T /dev/net/tun /dev/fuse")?;
     ensure!(devices == "a:c8\na:e5", "tun and fuse: {devices}");
+    let read = container.shell("cat /node-proc/sys/kernel/random/boot_id /node-proc/uptime")?;
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let uptime = read.strip_prefix(&boot_id).context("of another kernel")?;
+    ensure!(uptime.contains('.'), "uptime of the node: {uptime:?}");
     let _late = NodeMount::bind(&source, &private.join("late"))?;
     let _later = NodeMount::bind(&source, &slave.join("late"))?;
     let seen = wait::until("a later mount", Duration::from_secs(20), || {
