@@ -1,8 +1,8 @@
 //! Volumes as a kubelet makes them: emptyDirs on disk and in memory, parts of them, host paths of
 //! every type, mounts below them.
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +16,15 @@ use podvisor_tests::{Container, Cri, Handler, Pod, PodBuilder, wait};
 
 use crate::case::{Case, gate};
 use crate::in_pod;
+
+/// Ends at once, successfully: an ELF file for i386 (elf(5)) with one segment, whose code is
+/// `mov eax, 1; xor ebx, ebx; int 0x80`.
+const PROGRAM_OF_32_BITS: &[u8] = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\
+    \x02\0\x03\0\x01\0\0\0\x54\x80\x04\x08\x34\0\0\0\0\0\0\0\0\0\0\0\
+    \x34\0\x20\0\x01\0\0\0\0\0\0\0\
+    \x01\0\0\0\0\0\0\0\0\x80\x04\x08\0\x80\x04\x08\
+    \x5d\0\0\0\x5d\0\0\0\x05\0\0\0\0\x10\0\0\
+    \xb8\x01\0\0\0\x31\xdb\xcd\x80";
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -95,7 +104,23 @@ fn empty_dir(cri: &Cri) -> Result<()> {
     ensure!(fs::read_to_string(volume.join("top"))? == "three\n", "host");
     let write = reader.exec(&["touch", "/all/new"])?;
     ensure!(write.stderr.contains("Read-only"), "wrote: {write:?}");
+    guest_lacks(&writer, &volume)?;
     locks(&writer, &reader)
+}
+
+/// What containers of runc have and the guest's kernel or its file system has not.
+fn guest_lacks(container: &Container<'_, '_>, all: &Path) -> Result<()> {
+    let made = container.exec(&["mknod", "/all/null", "c", "1", "3"])?;
+    ensure!(made.stderr.contains("not permitted"), "a node: {made:?}");
+    container.shell("mknod /dev/null-2 c 1 3 && echo gone > /dev/null-2")?;
+    let program = all.join("program");
+    fs::write(&program, PROGRAM_OF_32_BITS)?;
+    fs::set_permissions(&program, Permissions::from_mode(0o755))?;
+    let ran = container.exec(&["env", "/all/program"])?;
+    ensure!(ran.code != 0, "a program of 32 bits ran");
+    let sctp = container.shell("grep -c ^SCTP /proc/net/protocols || true")?;
+    ensure!(sctp == "0", "it has SCTP");
+    Ok(())
 }
 
 /// Locks in one container are those of the other, until their holder ends.
