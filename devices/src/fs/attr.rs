@@ -66,6 +66,17 @@ impl FileStat {
         u32::from(self.0.stx_mode) & libc::S_IFMT
     }
 
+    /// The file's size in bytes.
+    pub fn size(&self) -> u64 {
+        self.0.stx_size
+    }
+
+    /// Whether its file system is one of a block device: others have devices of major number 0
+    /// (Linux, Documentation/admin-guide/devices.txt).
+    pub fn is_on_disk(&self) -> bool {
+        self.0.stx_dev_major != 0
+    }
+
     /// The attributes for a guest that knows the file's volume as `volume`.
     pub fn attributes(&self, volume: u64) -> stat64 {
         let mut attributes = no_attributes();

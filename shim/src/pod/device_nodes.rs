@@ -7,19 +7,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Mount};
 use thiserror::Error;
 
-/// Character devices with the same numbers everywhere (Linux, Documentation/admin-guide/devices.txt).
-const COMMON: [(i64, i64); 10] = [
-    (1, 3),    // null
-    (1, 5),    // zero
-    (1, 7),    // full
-    (1, 8),    // random
-    (1, 9),    // urandom
-    (5, 0),    // tty
-    (5, 1),    // console
-    (5, 2),    // ptmx
-    (10, 200), // net/tun
-    (10, 229), // fuse
-];
+use super::volume::COMMON_DEVICES;
 
 /// A device of the host that the pod names.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -63,7 +51,10 @@ pub fn translate(linux: &mut Linux, privileged: bool) -> Result<(), HostDeviceEr
 
 fn is_common(device: &LinuxDevice) -> bool {
     let character = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
-    character && COMMON.contains(&(device.major(), device.minor()))
+    let is_one = |&((major, minor), _): &((u64, u64), _)| {
+        u64::try_from(device.major()) == Ok(major) && u64::try_from(device.minor()) == Ok(minor)
+    };
+    character && COMMON_DEVICES.iter().any(is_one)
 }
 
 /// Whether the host has this very device at this very path, as it has those that containerd

@@ -7,14 +7,14 @@ use oci_spec::runtime::{Mount, Spec};
 use podvisor_proto::containerd::pod_config::{DnsConfig, PodSandboxConfig};
 use serde::{Deserialize, Serialize};
 
+use super::volume::{POD_SHARED_MEMORY, SHARED_MEMORY};
+
 /// Name within the folder, and the place in a container.
 const FILES: [(&str, &str); 3] = [
     (HOSTNAME, "/etc/hostname"),
     (HOSTS, "/etc/hosts"),
     (RESOLV_CONF, "/etc/resolv.conf"),
 ];
-/// Where shared memory is, shm_overview(7).
-const SHARED_MEMORY: &str = "/dev/shm";
 /// The pod's host name.
 pub const HOSTNAME: &str = "hostname";
 /// Names and addresses (hosts(5)).
@@ -78,7 +78,7 @@ fn share_memory(mounts: &mut Vec<Mount>) {
     mounts.retain(|mount| !own(mount));
     if !is_mounted(mounts, Path::new(SHARED_MEMORY)) {
         mounts.push(bind(
-            Path::new(SHARED_MEMORY),
+            Path::new(POD_SHARED_MEMORY),
             Path::new(SHARED_MEMORY),
             "rw",
         ));
@@ -183,11 +183,12 @@ mod tests {
                 .collect();
             assert_eq!(at.len(), 1);
             assert_eq!(at[0].typ().as_deref(), Some("bind"));
-            let volume = mount.contains("/volume");
-            assert_eq!(
-                at[0].source().as_deref() == Some(Path::new("/volume")),
-                volume
-            );
+            let expected = if mount.contains("/volume") {
+                "/volume"
+            } else {
+                POD_SHARED_MEMORY
+            };
+            assert_eq!(at[0].source().as_deref(), Some(Path::new(expected)));
         }
     }
 

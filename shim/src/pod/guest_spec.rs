@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{Hook, Mount, Spec};
 use thiserror::Error;
 
 use super::block_devices::{self, BlockDevice, GuestNumber};
@@ -36,6 +36,12 @@ pub enum GuestSpecError {
         /// Why not.
         source: VolumeError,
     },
+    /// A class of the host's caches and memory bandwidth.
+    #[error(
+        "linux.intelRdt: the classes of the host's caches (rdt.resources.beta.kubernetes.io) are not \
+         for VM pods"
+    )]
+    IntelRdt,
     /// No root file system.
     #[error("root: the container has no root file system")]
     NoRoot,
@@ -68,8 +74,7 @@ impl GuestSpec {
     /// [`GuestSpecError`].
     pub fn translate(spec: &Spec, standalone: bool) -> Result<Self, GuestSpecError> {
         let mut spec = spec.clone();
-        // Hooks are programs of the host, which a guest does not have.
-        spec.set_hooks(None);
+        drop_hooks(&mut spec);
         let apparmor_profile = translate_process(&mut spec)?;
         translate_linux(&mut spec, standalone)?;
         let binds = bind_mounts(spec.mounts().as_deref().unwrap_or_default())?;
@@ -142,6 +147,26 @@ impl GuestSpec {
     }
 }
 
+/// Hooks are programs of the host, which a guest does not have: they go, and the log names them.
+fn drop_hooks(spec: &mut Spec) {
+    if let Some(hooks) = spec.hooks() {
+        let all = [
+            hooks.prestart(),
+            hooks.create_runtime(),
+            hooks.create_container(),
+            hooks.start_container(),
+            hooks.poststart(),
+            hooks.poststop(),
+        ];
+        let all = all.into_iter().flatten().flatten();
+        let paths: Vec<&PathBuf> = all.map(Hook::path).collect();
+        if !paths.is_empty() {
+            tracing::warn!(?paths, "OCI hooks do not run for a VM pod");
+        }
+    }
+    spec.set_hooks(None);
+}
+
 /// Leaves only those labels that the pod names; yields the AppArmor profile among them.
 fn translate_process(spec: &mut Spec) -> Result<Option<String>, GuestSpecError> {
     let Some(process) = spec.process_mut() else {
@@ -163,7 +188,9 @@ fn translate_linux(spec: &mut Spec, standalone: bool) -> Result<(), GuestSpecErr
     };
     linux.set_cgroups_path(None);
     linux.set_mount_label(None);
-    linux.set_intel_rdt(None);
+    if linux.intel_rdt().is_some() {
+        return Err(GuestSpecError::IntelRdt);
+    }
     linux.set_namespaces(Some(own));
     Ok(device_nodes::translate(linux, privileged)?)
 }
@@ -341,6 +368,7 @@ mod tests {
                 r#""devices":[{"path":"/dev/my-kvm","type":"c","major":10,"minor":232}]"#,
                 "/dev/my-kvm",
             ),
+            (r#""intelRdt":{"closID":"fast"}"#, "linux.intelRdt"),
         ] {
             let json = format!(r#"{{"ociVersion":"1.1.0","linux":{{{part}}}}}"#);
             let error = GuestSpec::translate(&spec(&json), false).unwrap_err();

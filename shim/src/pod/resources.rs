@@ -184,7 +184,9 @@ fn set(field: &'static str, text: Option<&str>) -> Result<Option<CpuSet>, Resour
 ///
 /// The numbers are the host's. A guest that has CPUs of all these numbers confines the container
 /// to its own ones, so that it counts as many as with runc; another guest does not confine it.
-/// Either way the host confines the machine.
+/// Either way the host confines the machine to the CPUs. It does not confine it to the memory
+/// nodes (of the kubelet's static memory manager): a machine's memory is near its processors with
+/// `podvisor.io/numa`.
 fn translate_sets(
     cpu: &mut LinuxCpu,
     cpus: Option<&CpuSet>,

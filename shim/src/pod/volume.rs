@@ -7,6 +7,29 @@ use thiserror::Error;
 
 use super::users::UserMaps;
 
+/// Where shared memory is, shm_overview(7).
+pub const SHARED_MEMORY: &str = "/dev/shm";
+/// Character devices with the same numbers everywhere (Linux, Documentation/admin-guide/devices.txt),
+/// and where a guest has those that are no process's own.
+pub const COMMON_DEVICES: [((u64, u64), Option<&str>); 10] = [
+    ((1, 3), Some("/dev/null")),
+    ((1, 5), Some("/dev/zero")),
+    ((1, 7), Some("/dev/full")),
+    ((1, 8), Some("/dev/random")),
+    ((1, 9), Some("/dev/urandom")),
+    ((5, 0), None), // tty
+    ((5, 1), None), // console
+    ((5, 2), None), // ptmx
+    ((10, 200), Some("/dev/net/tun")),
+    ((10, 229), Some("/dev/fuse")),
+];
+/// The source of our own bind mounts of the pod's shared memory: no path that a pod could name,
+/// for those are absolute.
+pub const POD_SHARED_MEMORY: &str = "podvisor-shm";
+/// The folder of containerd's pods, which has a folder of each by its id (containerd,
+/// `internal/cri/server/helpers.go`, `getSandboxDevShm`).
+const PODS_OF_CONTAINERD: &str = "sandboxes";
+
 /// What a container may change of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -99,7 +122,7 @@ pub fn classify(
     options: &[String],
     owners: Option<UserMaps>,
 ) -> Result<Source, VolumeError> {
-    if destination == Path::new("/dev/shm") {
+    if destination == Path::new(SHARED_MEMORY) && is_pods_memory(source) {
         return Ok(Source::SharedMemory);
     }
     let has = |words: &[&str]| {
@@ -133,17 +156,20 @@ pub fn classify(
     })
 }
 
-/// Where a guest has the character device of these numbers as every Linux has it
-/// (Documentation/admin-guide/devices.txt), if it is such a one.
+/// Whether a source of /dev/shm is the pod's own shared memory, by our word or by containerd's, which
+/// mounts `…/sandboxes/<id>/shm` where the pod has no volume. Whatever else is there is a volume.
+fn is_pods_memory(source: &Path) -> bool {
+    let pods = source.ancestors().nth(2);
+    let of_containerd =
+        source.ends_with("shm") && pods.is_some_and(|pods| pods.ends_with(PODS_OF_CONTAINERD));
+    source == Path::new(POD_SHARED_MEMORY) || of_containerd
+}
+
+/// Where a guest has the character device of these numbers as every Linux has it, if it is such a
+/// one.
 pub fn guest_device(major: u64, minor: u64) -> Option<&'static str> {
-    Some(match (major, minor) {
-        (1, 3) => "/dev/null",
-        (1, 5) => "/dev/zero",
-        (1, 7) => "/dev/full",
-        (1, 8) => "/dev/random",
-        (1, 9) => "/dev/urandom",
-        _ => return None,
-    })
+    let mut common = COMMON_DEVICES.iter();
+    common.find_map(|&(numbers, path)| (numbers == (major, minor)).then_some(path)?)
 }
 
 /// A part of a volume: `folder` itself for an empty `below`. Joined, that would get a slash, which
@@ -198,8 +224,24 @@ mod tests {
 
     #[test]
     fn the_pods_shared_memory_is_made_anew() {
-        let shared = classified("/dev/shm", &["rbind", "ro"]);
-        assert_eq!(shared, Ok(Source::SharedMemory));
+        let of_containerd = "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/0a1b/shm";
+        let options = ["rbind".to_owned(), "ro".to_owned()];
+        let at = |source: &str, destination: &str| {
+            classify(Path::new(source), Path::new(destination), &options, None).unwrap()
+        };
+        for source in [of_containerd, POD_SHARED_MEMORY] {
+            assert_eq!(at(source, SHARED_MEMORY), Source::SharedMemory);
+        }
+        assert!(matches!(at(of_containerd, "/mnt"), Source::Host { .. }));
+    }
+
+    #[test]
+    fn a_volume_in_place_of_shared_memory_stays_one() {
+        let volume = classified("/dev/shm", &["rbind", "rprivate", "rw"]);
+        assert_eq!(volume, host(Access::ReadWrite, Propagation::Private));
+        for source in ["/dev/shm", "/sandboxes/shm", "/sandboxes/a/shm/b", "/shm"] {
+            assert!(!is_pods_memory(Path::new(source)), "{source}");
+        }
     }
 
     #[test]
@@ -212,6 +254,17 @@ mod tests {
         assert_eq!(classified("/mnt", &["rbind", "rro"]), whole);
         let shared = classified("/mnt", &["rbind", "rshared"]);
         assert_eq!(shared, Err(VolumeError::Bidirectional));
+    }
+
+    #[test]
+    fn devices_of_every_linux_are_the_guests() {
+        assert_eq!(guest_device(1, 3), Some("/dev/null"));
+        assert_eq!(guest_device(10, 200), Some("/dev/net/tun"));
+        assert_eq!(guest_device(10, 229), Some("/dev/fuse"));
+        // A terminal, a disk of old, KVM.
+        for (major, minor) in [(5, 0), (8, 0), (10, 232)] {
+            assert_eq!(guest_device(major, minor), None);
+        }
     }
 
     #[test]

@@ -11,10 +11,11 @@ use fuse_backend_rs::abi::fuse_abi::{
 };
 use fuse_backend_rs::api::filesystem::{Context, Entry, ZeroCopyReader, ZeroCopyWriter};
 use rustix::fs::{
-    FallocateFlags, Mode, OFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fsync, openat,
-    seek,
+    FallocateFlags, Mode, OFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fstatfs, fsync,
+    openat, seek,
 };
 
+use super::super::attr::FileStat;
 use super::super::credentials::{as_caller, without_fsetid};
 use super::super::export::{CachePolicy, Export, Writes};
 use super::super::exports::Tree;
@@ -35,6 +36,20 @@ const PASSED: OFlags = OFlags::RWMODE
 /// The longest piece copied by one request in bytes: a thread is busy with it for a while, and a
 /// pause of the machine waits for that.
 const COPY_LEN_MAX: u64 = 64 << 20;
+
+/// File systems whose files have no size before they are read (linux/magic.h).
+const GENERATED: [libc::c_long; 10] = [
+    libc::BPF_FS_MAGIC,
+    libc::CGROUP_SUPER_MAGIC,
+    libc::CGROUP2_SUPER_MAGIC,
+    libc::DEBUGFS_MAGIC,
+    libc::PROC_SUPER_MAGIC,
+    libc::SECURITYFS_MAGIC,
+    libc::SELINUX_MAGIC,
+    libc::SYSFS_MAGIC,
+    libc::TRACEFS_MAGIC,
+    libc::RDTGROUP_SUPER_MAGIC,
+];
 
 /// `FOPEN_NOFLUSH` of linux/fuse.h (7.35): no FUSE_FLUSH when the guest closes the file.
 const FOPEN_NOFLUSH: u32 = 1 << 5;
@@ -71,11 +86,12 @@ impl Tree {
     }
 
     fn keep_open(&self, file: File, export: &Arc<Export>) -> io::Result<(u64, OpenOptions)> {
+        let options = open_options(&file, export.cache)?;
         let handle = self.files.insert(OpenFile {
             file,
             export: Arc::clone(export),
         })?;
-        Ok((handle, open_options(export.cache)))
+        Ok((handle, options))
     }
 
     /// FUSE_CREATE: makes and opens a file. One that is there already is opened as by FUSE_OPEN,
@@ -241,12 +257,26 @@ fn exclusive(flags: u32) -> bool {
 }
 
 /// What the guest's kernel may do with an open file of an export.
-fn open_options(cache: CachePolicy) -> OpenOptions {
-    match cache {
+fn open_options(file: &File, cache: CachePolicy) -> io::Result<OpenOptions> {
+    Ok(match cache {
         // SAFETY: bits the library has no name for are bits all the same; they go to the guest.
         CachePolicy::Always => unsafe {
             OpenOptions::from_bits_unchecked(OpenOptions::KEEP_CACHE.bits() | FOPEN_NOFLUSH)
         },
+        // The guest's page cache ends at a file's size.
+        CachePolicy::Bounded(_) if is_generated(file)? => OpenOptions::DIRECT_IO,
         CachePolicy::Bounded(_) => OpenOptions::empty(),
+    })
+}
+
+/// Whether the host's kernel makes up what is read, so that the file's size says nothing. An
+/// ordinary empty file, which can be mapped as it grows, is none such.
+fn is_generated(file: &File) -> io::Result<bool> {
+    let stat = FileStat::of(file)?;
+    // Of such files alone the file system is asked for, which a network one may take long to say.
+    if stat.is_on_disk() || stat.size() != 0 {
+        return Ok(false);
     }
+    let magic = fstatfs(file)?.f_type;
+    Ok(GENERATED.contains(&magic))
 }

@@ -1,8 +1,8 @@
 //! Volumes as a kubelet makes them: emptyDirs on disk and in memory, parts of them, host paths of
 //! every type, mounts below them.
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,12 +10,21 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use podvisor_proto::cri::v1::{ImageSpec, Mount, MountPropagation};
 use podvisor_tests::{Container, Cri, Handler, Pod, PodBuilder, wait};
 
 use crate::case::{Case, gate};
 use crate::in_pod;
+
+/// Ends at once, successfully: an ELF file for i386 (elf(5)) with one segment, whose code is
+/// `mov eax, 1; xor ebx, ebx; int 0x80`.
+const PROGRAM_OF_32_BITS: &[u8] = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\
+    \x02\0\x03\0\x01\0\0\0\x54\x80\x04\x08\x34\0\0\0\0\0\0\0\0\0\0\0\
+    \x34\0\x20\0\x01\0\0\0\0\0\0\0\
+    \x01\0\0\0\0\0\0\0\0\x80\x04\x08\0\x80\x04\x08\
+    \x5d\0\0\0\x5d\0\0\0\x05\0\0\0\0\x10\0\0\
+    \xb8\x01\0\0\0\x31\xdb\xcd\x80";
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -95,7 +104,23 @@ fn empty_dir(cri: &Cri) -> Result<()> {
     ensure!(fs::read_to_string(volume.join("top"))? == "three\n", "host");
     let write = reader.exec(&["touch", "/all/new"])?;
     ensure!(write.stderr.contains("Read-only"), "wrote: {write:?}");
+    guest_lacks(&writer, &volume)?;
     locks(&writer, &reader)
+}
+
+/// What containers of runc have and the guest's kernel or its file system has not.
+fn guest_lacks(container: &Container<'_, '_>, all: &Path) -> Result<()> {
+    let made = container.exec(&["mknod", "/all/null", "c", "1", "3"])?;
+    ensure!(made.stderr.contains("not permitted"), "a node: {made:?}");
+    container.shell("mknod /dev/null-2 c 1 3 && echo gone > /dev/null-2")?;
+    let program = all.join("program");
+    fs::write(&program, PROGRAM_OF_32_BITS)?;
+    fs::set_permissions(&program, Permissions::from_mode(0o755))?;
+    let ran = container.exec(&["env", "/all/program"])?;
+    ensure!(ran.code != 0, "a program of 32 bits ran");
+    let sctp = container.shell("grep -c ^SCTP /proc/net/protocols || true")?;
+    ensure!(sctp == "0", "it has SCTP");
+    Ok(())
 }
 
 /// Locks in one container are those of the other, until their holder ends.
@@ -121,6 +146,9 @@ fn memory(cri: &Cri) -> Result<()> {
     fs::create_dir(volume.join("part"))?;
     let (part, _bound) = sub_path(&pod, &volume.join("part"))?;
     let first = pod.container("first").mount(&volume, "/scratch");
+    let large = pod.volume("volumes/kubernetes.io~empty-dir/shm")?;
+    let _large = NodeMount::tmpfs(&large, "size=128m,mode=1777")?;
+    let first = first.mount(&large, "/dev/shm");
     let first = first.mount(&part, "/part").start()?;
     let table = first.shell("grep ' /scratch ' /proc/mounts")?;
     ensure!(table.contains(" tmpfs rw,"), "no tmpfs: {table}");
@@ -129,11 +157,17 @@ fn memory(cri: &Cri) -> Result<()> {
     ensure!(first.shell("cat /scratch/part/file")? == "part", "sub-path");
     let full = first.exec(&["dd", "if=/dev/zero", "of=/scratch/big", "bs=1M", "count=3"])?;
     ensure!(full.stderr.contains("No space left"), "{full:?}");
+    let size = first.shell("df -m /dev/shm | awk 'END {print $2}'")?;
+    ensure!(size == "128", "{size} MiB of shared memory");
+    first.shell("echo large > /dev/shm/file")?;
     first.stop(Duration::ZERO)?;
     first.remove()?;
     let second = pod.container("second").user(1000, 1000, &[]);
+    let second = second.mount(&large, "/large");
     let second = second.mount(&volume, "/data").start()?;
     ensure!(second.shell("cat /data/file")? == "kept", "content");
+    let shared = second.shell("cat /large/file; ls /dev/shm")?;
+    ensure!(shared == "large", "the pod's shared memory: {shared}");
     second.shell("touch /data/mine")?;
     ensure!(!volume.join("file").exists(), "it is on the host, too");
     Ok(())
@@ -181,15 +215,28 @@ fn host_paths(cri: &Cri) -> Result<()> {
     fs::write(source.join("flag"), "flag")?;
     fs::write(folder.join("file"), "a file")?;
     symlink(&source, folder.join("link"))?;
+    for (name, minor) in [("tun", 200), ("fuse", 229)] {
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        mknod(&folder.join(name), SFlag::S_IFCHR, mode, makedev(10, minor))?;
+    }
     let container = pod.container("mounts").mount(&private, "/private");
     let container = container.mount_with(&slave, "/slave", |mount| {
         mount.set_propagation(MountPropagation::PropagationHostToContainer);
     });
     let container = container.mount(&folder.join("file"), "/file");
     let container = container.mount(&folder.join("link"), "/link");
+    let container = container.mount_read_only(Path::new("/proc"), "/node-proc");
+    let container = container.mount(&folder.join("tun"), "/dev/net/tun");
+    let container = container.mount(&folder.join("fuse"), "/dev/fuse");
     let container = container
         .mount(Path::new("/dev/null"), "/nothing")
         .start()?;
+    let devices = container.shell("stat -c %t:%T /dev/net/tun /dev/fuse")?;
+    ensure!(devices == "a:c8\na:e5", "tun and fuse: {devices}");
+    let read = container.shell("cat /node-proc/sys/kernel/random/boot_id /node-proc/uptime")?;
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let uptime = read.strip_prefix(&boot_id).context("of another kernel")?;
+    ensure!(uptime.contains('.'), "uptime of the node: {uptime:?}");
     let _late = NodeMount::bind(&source, &private.join("late"))?;
     let _later = NodeMount::bind(&source, &slave.join("late"))?;
     let seen = wait::until("a later mount", Duration::from_secs(20), || {

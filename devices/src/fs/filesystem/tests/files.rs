@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use fuse_backend_rs::abi::fuse_abi::OpenOptions;
+
 use super::*;
 
 #[test]
@@ -109,6 +111,19 @@ fn a_single_file_is_an_export() {
     assert_eq!(attributes.st_size, 19);
     assert_eq!(timeout, Duration::from_secs(1));
     assert_eq!(host.look_up(file, "..").unwrap().inode, ROOT_ID);
+}
+
+#[test]
+fn what_the_hosts_kernel_makes_up_is_read_past_the_cache() {
+    let host = Host::new();
+    let proc = host.export_path("proc", Path::new("/proc"), Writes::Nothing, second());
+    let uptime = host.look_up(proc, "uptime").unwrap();
+    assert_eq!(uptime.attr.st_size, 0);
+    let options = |inode| host.tree.open(&USER, inode, 0, 0).unwrap().1;
+    assert!(options(uptime.inode).contains(OpenOptions::DIRECT_IO));
+    write(host.path("empty"), "");
+    let empty = host.export_path("empty", &host.path("empty"), Writes::Nothing, second());
+    assert!(!options(empty).contains(OpenOptions::DIRECT_IO));
 }
 
 #[test]
