@@ -266,7 +266,12 @@ impl Actor {
         match begun {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return self.start_failed(&id, error.into(), reply),
-            Err(error) => return drop(reply.send(Err(error))),
+            Err(error) => {
+                if self.has_ended(&id) {
+                    self.let_go(&id);
+                }
+                return drop(reply.send(Err(error)));
+            }
         }
         if self
             .tasks
@@ -290,9 +295,27 @@ impl Actor {
         }
     }
 
+    fn has_ended(&mut self, id: &ProcessId) -> bool {
+        let process = self.tasks.process(id);
+        process.is_ok_and(|process| matches!(process.state, ProcessState::Stopped(_)))
+    }
+
+    /// The guest was not asked to start a process: there is no output to wait for.
     fn start_failed(&mut self, id: &ProcessId, error: TaskError, reply: Reply<()>) {
+        if let Ok(process) = self.tasks.process(id) {
+            drop(std::mem::take(&mut process.streams));
+        }
         self.apply(id, ProcessEvent::StartFailed(Self::exit_now(255)));
         let _ = reply.send(Err(error));
+    }
+
+    /// Lets go of what a process that does not run was connected to: whoever reads its output waits for
+    /// the end of that before anything is deleted.
+    fn let_go(&mut self, id: &ProcessId) {
+        if let Ok(process) = self.tasks.process(id) {
+            let streams = std::mem::take(&mut process.streams);
+            tokio::spawn(streams.drain(work::LAST_WORDS));
+        }
     }
 
     pub(super) fn started(
@@ -302,6 +325,7 @@ impl Actor {
         reply: Reply<()>,
     ) {
         if let Err(status) = result {
+            self.let_go(id);
             self.apply(
                 id,
                 ProcessEvent::StartFailed(Self::exit_of_failed_start(&status)),

@@ -27,6 +27,8 @@ use crate::io::Streams;
 
 /// How long containerd may take for a process's last output.
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
+/// How long what a process said that does not start may take to reach containerd.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a guest may take to write its files back before it is ended.
 const POWER_OFF: Duration = Duration::from_secs(3);
 /// How long a guest may take for a list of processes, which is for information only.

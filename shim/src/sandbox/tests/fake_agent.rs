@@ -88,7 +88,15 @@ impl Agent for FakeAgent {
     async fn create_exec(&self, request: CreateExecRequest) -> Result<CreateExecResponse, Status> {
         self.known(&request.container_id, "")?;
         self.add(&request.container_id, &request.exec_id);
-        Ok(CreateExecResponse::default())
+        let wanted = request.stdio.unwrap_or_default();
+        let stdout = wanted.stdout.then(|| b"stdout".to_vec());
+        let streams = StreamTokens {
+            stdout: stdout.unwrap_or_default(),
+            ..StreamTokens::default()
+        };
+        Ok(CreateExecResponse {
+            streams: Some(streams),
+        })
     }
     async fn start_process(
         &self,

@@ -97,13 +97,13 @@ impl Pod {
     }
 }
 
-fn fifo(folder: &Path, name: &str) -> PathBuf {
+pub(super) fn fifo(folder: &Path, name: &str) -> PathBuf {
     let path = folder.join(name);
     mkfifo(&path, Mode::S_IRWXU).unwrap();
     path
 }
 
-fn read(path: PathBuf) -> tokio::task::JoinHandle<String> {
+pub(super) fn read(path: PathBuf) -> tokio::task::JoinHandle<String> {
     tokio::task::spawn_blocking(move || {
         let mut text = String::new();
         std::fs::File::open(path)

@@ -1,5 +1,6 @@
 //! A pod over a guest that is a table, through the very service that containerd calls.
 
+mod failures;
 pub mod fake;
 mod fake_agent;
 pub mod fake_host;
