@@ -15,7 +15,7 @@ use super::error::TaskError;
 use super::pet::Pet;
 use super::pet_start::Prepared;
 use super::plan::{Placement, PodPlan};
-use super::process::{ProcessEvent, ProcessState};
+use super::process::{ProcessEvent, ProcessState, Refusal};
 use super::request::{ProcessId, ProcessStatus, Reply, Request};
 use super::task::Tasks;
 use super::undo::Hands;
@@ -273,13 +273,18 @@ impl Actor {
                 return drop(reply.send(Err(error)));
             }
         }
-        if self
-            .tasks
-            .task(&id.container)
-            .is_ok_and(|task| task.is_sandbox)
-        {
-            self.started(&id, Ok(()), reply);
-            return;
+        let task = self.tasks.task(&id.container);
+        let (is_sandbox, paused) =
+            task.map_or((false, false), |task| (task.is_sandbox, task.paused));
+        if is_sandbox {
+            return self.started(&id, Ok(()), reply);
+        }
+        if paused && !id.is_init() {
+            let error = TaskError::Refused {
+                process: id.to_string(),
+                source: Refusal::Paused,
+            };
+            return self.start_failed(&id, error, reply);
         }
         if self.is_prepared_pet(&id) {
             return self.start_pet(&id, reply);
@@ -403,9 +408,7 @@ impl Actor {
             source,
         };
         let allowed = state.and_then(|state| match state {
-            ProcessState::Created if !id.is_init() => {
-                Err(refused(super::process::Refusal::NotCreated))
-            }
+            ProcessState::Created if !id.is_init() => Err(refused(Refusal::NotCreated)),
             state => state.takes_signals().map_err(refused),
         });
         let is_sandbox = self

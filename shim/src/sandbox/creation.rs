@@ -11,7 +11,7 @@ use super::actor::{Actor, GuestState};
 use super::create::{ContainerPlan, ExecPlan, Made};
 use super::error::{TaskError, chain};
 use super::plan::{self, Placement, PodPlan};
-use super::process::{ProcessEvent, ProcessState};
+use super::process::{ProcessEvent, ProcessState, Refusal};
 use super::request::{CreateRequest, PodRequest, ProcessId, Reply};
 use super::task::{Process, Task};
 use super::task_pid::TaskPid;
@@ -351,6 +351,12 @@ impl Actor {
             if !running {
                 let process = ProcessId::init(&plan.container_id).to_string();
                 return Err(TaskError::NotRunning(process));
+            }
+            if task.paused {
+                return Err(TaskError::Refused {
+                    process: format!("exec {} of container {}", plan.exec_id, plan.container_id),
+                    source: Refusal::Paused,
+                });
             }
             task.execs
                 .insert(plan.exec_id.clone(), Process::new(plan.stdio.clone()));

@@ -1,6 +1,9 @@
 //! What fails halfway: nobody is left waiting, and nothing is left behind.
 
-use super::guest_agent::{fifo, read};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+
+use super::guest_agent::fifo;
 use super::*;
 
 /// Well below what a deletion gives output to be taken.
@@ -10,6 +13,8 @@ impl Pod {
     /// Makes an exec whose output goes to a FIFO; yields who reads that.
     async fn exec_with_output(&self, exec: &str) -> tokio::task::JoinHandle<String> {
         let stdout = fifo(self.folder.path(), exec);
+        // Like containerd's: it is there before any writer.
+        let mut reader = pipe::OpenOptions::new().open_receiver(&stdout).unwrap();
         let request = ExecProcessRequest {
             id: CONTAINER.into(),
             exec_id: exec.into(),
@@ -21,7 +26,21 @@ impl Pod {
             ..ExecProcessRequest::default()
         };
         self.client.exec(request).await.unwrap();
-        read(stdout)
+        tokio::spawn(async move {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).await.unwrap();
+            text
+        })
+    }
+
+    async fn pause(&self) {
+        let id = CONTAINER.to_owned();
+        self.client.pause(PauseRequest { id }).await.unwrap();
+    }
+
+    async fn resume(&self) {
+        let id = CONTAINER.to_owned();
+        self.client.resume(ResumeRequest { id }).await.unwrap();
     }
 }
 
@@ -51,4 +70,34 @@ async fn the_output_of_what_ended_before_its_start_ends() {
         Code::FailedPrecondition
     );
     ends(output).await;
+}
+
+#[tokio::test]
+async fn nothing_is_started_in_what_is_paused() {
+    let pod = Pod::running().await;
+    let output = pod.exec_with_output("early").await;
+    pod.pause().await;
+    let refusals = [
+        pod.exec(CONTAINER, "late").await.unwrap_err(),
+        pod.start(CONTAINER, "early").await.unwrap_err(),
+    ];
+    for refused in refusals {
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(refused.message().contains("paused"), "{refused}");
+    }
+    ends(output).await;
+    pod.delete(CONTAINER, "early").await.unwrap();
+    pod.resume().await;
+    pod.exec(CONTAINER, "late").await.unwrap();
+    pod.start(CONTAINER, "late").await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_started_in_a_machine_that_is_paused() {
+    let pod = Pod::new();
+    pod.run_machine().await;
+    pod.pause().await;
+    let refused = pod.exec(CONTAINER, "e").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("paused"), "{refused}");
 }

@@ -103,7 +103,7 @@ pub(super) fn fifo(folder: &Path, name: &str) -> PathBuf {
     path
 }
 
-pub(super) fn read(path: PathBuf) -> tokio::task::JoinHandle<String> {
+fn read(path: PathBuf) -> tokio::task::JoinHandle<String> {
     tokio::task::spawn_blocking(move || {
         let mut text = String::new();
         std::fs::File::open(path)
