@@ -184,12 +184,16 @@ impl Actor {
     }
 
     fn result(&mut self, message: Message) {
+        if message.epoch().is_some_and(|epoch| epoch != self.epoch) {
+            return Self::heard_late(message);
+        }
         match message {
             Message::Booted {
                 id,
                 result,
                 then,
                 reply,
+                ..
             } => self.booted(id, result, then, reply),
             Message::Created { id, result, reply } => {
                 let result = result.map(|made| self.created(&id, made));
@@ -216,22 +220,17 @@ impl Actor {
             Message::NetworkReleased => self.network_released(),
             Message::Cleaned { process, reply } => self.cleaned(&process, reply),
             Message::Guest(event) => self.guest_event(event),
-            Message::GuestEnded { epoch, reason } if epoch == self.epoch => {
-                self.guest_ended(&reason);
-            }
+            Message::GuestEnded { reason, .. } => self.guest_ended(&reason),
             Message::IsMachine { plan, reply } => self.create_pet(plan, reply),
             Message::PetPrepared { id, result, reply } => self.pet_prepared(&id, result, reply),
             Message::PetDelayed { container, reply } => self.pet_delayed(&container, reply),
             Message::PetStarted {
-                epoch,
                 container,
                 result,
                 reply,
-            } if epoch == self.epoch => {
-                self.pet_started(&container, *result, reply);
-            }
-            Message::PetNews { epoch, news } if epoch == self.epoch => self.pet_news(news),
-            Message::GuestEnded { .. } | Message::PetStarted { .. } | Message::PetNews { .. } => {}
+                ..
+            } => self.pet_started(&container, *result, reply),
+            Message::PetNews { news, .. } => self.pet_news(news),
             Message::Metrics { id, metrics } => {
                 if let Ok(task) = self.tasks.task(&id) {
                     task.metrics = Some(metrics);
@@ -244,6 +243,15 @@ impl Actor {
             } => self.changed(epoch, change, result),
             Message::Frozen { container, frozen } => self.frozen(&container, frozen),
             Message::Request(request) => self.request(request),
+        }
+    }
+
+    /// Of a guest that was given up nothing is of interest, but it may still be there.
+    fn heard_late(message: Message) {
+        match message {
+            Message::Booted { result, reply, .. } => Self::booted_late(result, reply),
+            Message::PetStarted { result, reply, .. } => Self::pet_started_late(*result, reply),
+            _ => {}
         }
     }
 

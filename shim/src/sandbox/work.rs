@@ -44,6 +44,7 @@ pub(super) enum Message {
     Request(Request),
     /// The boot is over; `then` is made next.
     Booted {
+        epoch: u64,
         id: String,
         result: Result<Guest, BootError>,
         then: Option<Box<ContainerPlan>>,
@@ -118,6 +119,19 @@ pub(super) enum Message {
     },
     /// A container was stopped or goes on.
     Frozen { container: String, frozen: bool },
+}
+
+impl Message {
+    /// The guest of which it tells, where that is of interest only while it is the pod's.
+    pub(super) fn epoch(&self) -> Option<u64> {
+        match self {
+            Self::Booted { epoch, .. }
+            | Self::GuestEnded { epoch, .. }
+            | Self::PetStarted { epoch, .. }
+            | Self::PetNews { epoch, .. } => Some(*epoch),
+            _ => None,
+        }
+    }
 }
 
 /// Where messages go.

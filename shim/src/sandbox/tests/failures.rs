@@ -5,6 +5,9 @@ use tokio::net::unix::pipe;
 
 use super::guest_agent::fifo;
 use super::*;
+use crate::io::Stdio;
+use crate::sandbox::CreateRequest;
+use crate::sandbox::actor::GuestState;
 
 /// Well below what a deletion gives output to be taken.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -100,4 +103,36 @@ async fn nothing_is_started_in_a_machine_that_is_paused() {
     let refused = pod.exec(CONTAINER, "e").await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("paused"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_guest_that_comes_up_as_its_boot_is_given_up_is_stopped() {
+    let (pod, mut actor, begin) = Pod::idle(Some("no-such-group/podvisor-pod".into()));
+    let request = CreateRequest {
+        id: SANDBOX.into(),
+        bundle: pod.bundle(SANDBOX, "sandbox").into(),
+        rootfs: Vec::new(),
+        stdio: Stdio::default(),
+        config_path: None,
+        pod: None,
+    };
+    let (reply, created) = oneshot::channel();
+    actor.create(request, reply);
+    let booting = match &actor.guest {
+        GuestState::Booting(booting) => booting.clone(),
+        _ => panic!("it does not boot"),
+    };
+    while !booting.is_finished() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // What it came to waits in the owner's inbox.
+    actor.signal_sandbox(9, Ok(())).unwrap();
+    begin.send(actor).ok();
+    let error = created.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("ended while it booted"), "{error}");
+    assert_eq!(pod.guest.ended(), Some(EndReason::Killed));
+    assert_eq!(code(pod.delete(SANDBOX, "").await), Code::NotFound);
+    let shutdown = pod.client.shutdown(ShutdownRequest::default());
+    shutdown.await.unwrap();
+    pod.actor.await.unwrap();
 }

@@ -93,6 +93,11 @@ impl Guest {
         }
     }
 
+    /// Why the machine that was launched last has ended.
+    pub fn ended(&self) -> Option<EndReason> {
+        self.end.lock().unwrap().as_ref()?.borrow().clone()
+    }
+
     pub fn end(&self, reason: EndReason) {
         if let Some(end) = &*self.end.lock().unwrap() {
             end.send_if_modified(|ended| {
