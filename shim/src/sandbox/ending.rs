@@ -13,7 +13,7 @@ use podvisor_vmm::EndReason;
 use super::actor::{Actor, GuestState};
 use super::error::{TaskError, chain};
 use super::plan::PodPlan;
-use super::process::{Exit, ProcessEvent};
+use super::process::{Exit, ProcessEvent, ProcessState};
 use super::request::{Deleted, ProcessId, Reply};
 use super::work::{self, Message};
 use crate::events::Event;
@@ -286,7 +286,7 @@ impl Actor {
     /// Ends such a pod, and what of its machine has not become one.
     fn end_pod(&mut self, signal: u32) {
         self.prepared = None;
-        self.give_boot_up();
+        let boot_given_up = self.give_boot_up();
         let exit = Self::exit_now(SIGNAL_STATUS + signal);
         let runs = matches!(self.guest, GuestState::Pet(..));
         for id in self.tasks.ids() {
@@ -298,6 +298,19 @@ impl Actor {
             if is_sandbox || !runs {
                 self.apply(&id, ProcessEvent::Ended(exit));
             }
+            if boot_given_up {
+                self.settle_without_boot(&id, exit);
+            }
+        }
+    }
+
+    /// Of a process that came with a boot which was given up nothing more is heard: its start has
+    /// failed, and of its creation nothing is left.
+    fn settle_without_boot(&mut self, id: &ProcessId, exit: Exit) {
+        self.apply(id, ProcessEvent::StartFailed(exit));
+        let process = self.tasks.process(id);
+        if process.is_ok_and(|process| matches!(process.state, ProcessState::Creating { .. })) {
+            self.tasks.0.remove(&id.container);
         }
     }
 

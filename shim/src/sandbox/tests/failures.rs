@@ -4,6 +4,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 
 use super::guest_agent::fifo;
+use super::machines::MACHINE;
 use super::*;
 use crate::io::Stdio;
 use crate::sandbox::CreateRequest;
@@ -44,6 +45,14 @@ impl Pod {
     async fn resume(&self) {
         let id = CONTAINER.to_owned();
         self.client.resume(ResumeRequest { id }).await.unwrap();
+    }
+
+    /// Deletes the last of the pod's tasks; nothing keeps its server then.
+    pub(super) async fn is_over_once(self, deleted: &str) {
+        self.delete(deleted, "").await.unwrap();
+        let shutdown = self.client.shutdown(ShutdownRequest::default());
+        shutdown.await.unwrap();
+        self.actor.await.unwrap();
     }
 }
 
@@ -103,6 +112,23 @@ async fn nothing_is_started_in_a_machine_that_is_paused() {
     let refused = pod.exec(CONTAINER, "e").await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("paused"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_pod_that_is_ended_while_its_machine_boots_is_settled() {
+    let pod = Pod::of_kind(MACHINE).await;
+    pod.guest.state.lock().unwrap().silent = true;
+    pod.create_machine(CONTAINER).await.unwrap();
+    let (started, exit, ()) =
+        tokio::join!(pod.start(CONTAINER, ""), pod.wait(CONTAINER, ""), async {
+            pod.eventually(|state| !state.launched.is_empty()).await;
+            pod.kill(SANDBOX, "", 9).await.unwrap();
+        });
+    started.unwrap_err();
+    assert_eq!(exit, 137);
+    assert_eq!(pod.wait(SANDBOX, "").await, 137);
+    pod.delete(CONTAINER, "").await.unwrap();
+    pod.is_over_once(SANDBOX).await;
 }
 
 #[tokio::test]
