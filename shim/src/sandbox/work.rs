@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podvisor_proto::agent::v1::{
-    AgentClient, ContainerStatsRequest, DeleteProcessRequest, Event as AgentEvent,
-    ListProcessesRequest, NextEventsRequest, SandboxStatsRequest, ShutdownRequest,
-    SignalProcessRequest, StartProcessRequest,
+    AgentClient, ContainerStatsRequest, Event as AgentEvent, ListProcessesRequest,
+    NextEventsRequest, SandboxStatsRequest, ShutdownRequest, SignalProcessRequest,
+    StartProcessRequest,
 };
 use podvisor_proto::ttrpc::{CallOptions, Code, Status};
 use podvisor_vmm::EndReason;
@@ -19,7 +19,7 @@ use super::pet::{PetNews, Started};
 use super::pet_exec;
 use super::pet_start::Prepared;
 use super::request::{ProcessId, Reply, Request};
-use super::undo::{Hands, Undo, undo_all};
+use super::undo::{Hands, Undo, delete_process, undo_all};
 use crate::guest::Machine;
 use crate::guest::boot::{BootError, Guest};
 use crate::host::HostOps;
@@ -228,12 +228,7 @@ pub(super) async fn clean(remains: Remains, reply: Reply<super::request::Deleted
     } = remains;
     streams.drain(DRAIN).await;
     if let Some(link) = link.filter(|_| !process.is_init()) {
-        let request = DeleteProcessRequest {
-            container_id: process.container.clone(),
-            exec_id: process.exec.clone(),
-        };
-        // A guest that has ended has forgotten it.
-        let _ = link.agent.delete_process(request).await;
+        delete_process(&link.agent, process.clone()).await;
     }
     undo_all(&host, hands.as_ref(), undo).await;
     let _ = out.send(Message::Cleaned { process, reply });

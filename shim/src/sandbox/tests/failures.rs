@@ -162,3 +162,13 @@ async fn a_guest_that_comes_up_as_its_boot_is_given_up_is_stopped() {
     shutdown.await.unwrap();
     pod.actor.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_is_made_without_an_answer_is_taken_back() {
+    let pod = Pod::new();
+    pod.create(SANDBOX).await.unwrap();
+    pod.guest.state.lock().unwrap().mumbles = true;
+    assert_eq!(code(pod.create(CONTAINER).await), Code::DeadlineExceeded);
+    let state = pod.guest.state.lock().unwrap();
+    assert!(state.processes.is_empty() && state.exports.is_empty() && state.mounted.is_empty());
+}

@@ -61,6 +61,8 @@ pub struct State {
     pub deaf: bool,
     /// The agent refuses to make containers, and to connect to services.
     pub refuses: bool,
+    /// The agent makes containers and does not say so.
+    pub mumbles: bool,
     /// What every process says.
     pub says: String,
     /// The agent never becomes ready.

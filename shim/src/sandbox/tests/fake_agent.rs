@@ -80,6 +80,9 @@ impl Agent for FakeAgent {
             return Err(Status::invalid_argument("process.user: no such user"));
         }
         self.add(&request.container_id, "");
+        if self.0.state.lock().unwrap().mumbles {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+        }
         Ok(CreateContainerResponse {
             pid: 2,
             ..CreateContainerResponse::default()
