@@ -15,7 +15,7 @@ use super::error::TaskError;
 use super::pet::Pet;
 use super::pet_start::Prepared;
 use super::plan::{Placement, PodPlan};
-use super::process::{ProcessEvent, ProcessState};
+use super::process::{ProcessEvent, ProcessState, Refusal};
 use super::request::{ProcessId, ProcessStatus, Reply, Request};
 use super::task::Tasks;
 use super::undo::Hands;
@@ -184,12 +184,16 @@ impl Actor {
     }
 
     fn result(&mut self, message: Message) {
+        if message.epoch().is_some_and(|epoch| epoch != self.epoch) {
+            return Self::heard_late(message);
+        }
         match message {
             Message::Booted {
                 id,
                 result,
                 then,
                 reply,
+                ..
             } => self.booted(id, result, then, reply),
             Message::Created { id, result, reply } => {
                 let result = result.map(|made| self.created(&id, made));
@@ -216,22 +220,17 @@ impl Actor {
             Message::NetworkReleased => self.network_released(),
             Message::Cleaned { process, reply } => self.cleaned(&process, reply),
             Message::Guest(event) => self.guest_event(event),
-            Message::GuestEnded { epoch, reason } if epoch == self.epoch => {
-                self.guest_ended(&reason);
-            }
+            Message::GuestEnded { reason, .. } => self.guest_ended(&reason),
             Message::IsMachine { plan, reply } => self.create_pet(plan, reply),
             Message::PetPrepared { id, result, reply } => self.pet_prepared(&id, result, reply),
             Message::PetDelayed { container, reply } => self.pet_delayed(&container, reply),
             Message::PetStarted {
-                epoch,
                 container,
                 result,
                 reply,
-            } if epoch == self.epoch => {
-                self.pet_started(&container, *result, reply);
-            }
-            Message::PetNews { epoch, news } if epoch == self.epoch => self.pet_news(news),
-            Message::GuestEnded { .. } | Message::PetStarted { .. } | Message::PetNews { .. } => {}
+                ..
+            } => self.pet_started(&container, *result, reply),
+            Message::PetNews { news, .. } => self.pet_news(news),
             Message::Metrics { id, metrics } => {
                 if let Ok(task) = self.tasks.task(&id) {
                     task.metrics = Some(metrics);
@@ -244,6 +243,15 @@ impl Actor {
             } => self.changed(epoch, change, result),
             Message::Frozen { container, frozen } => self.frozen(&container, frozen),
             Message::Request(request) => self.request(request),
+        }
+    }
+
+    /// Of a guest that was given up nothing is of interest, but it may still be there.
+    fn heard_late(message: Message) {
+        match message {
+            Message::Booted { result, reply, .. } => Self::booted_late(result, reply),
+            Message::PetStarted { result, reply, .. } => Self::pet_started_late(*result, reply),
+            _ => {}
         }
     }
 
@@ -266,15 +274,25 @@ impl Actor {
         match begun {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return self.start_failed(&id, error.into(), reply),
-            Err(error) => return drop(reply.send(Err(error))),
+            Err(error) => {
+                if self.has_ended(&id) {
+                    self.let_go(&id);
+                }
+                return drop(reply.send(Err(error)));
+            }
         }
-        if self
-            .tasks
-            .task(&id.container)
-            .is_ok_and(|task| task.is_sandbox)
-        {
-            self.started(&id, Ok(()), reply);
-            return;
+        let task = self.tasks.task(&id.container);
+        let (is_sandbox, paused) =
+            task.map_or((false, false), |task| (task.is_sandbox, task.paused));
+        if is_sandbox {
+            return self.started(&id, Ok(()), reply);
+        }
+        if paused && !id.is_init() {
+            let error = TaskError::Refused {
+                process: id.to_string(),
+                source: Refusal::Paused,
+            };
+            return self.start_failed(&id, error, reply);
         }
         if self.is_prepared_pet(&id) {
             return self.start_pet(&id, reply);
@@ -290,9 +308,27 @@ impl Actor {
         }
     }
 
+    fn has_ended(&mut self, id: &ProcessId) -> bool {
+        let process = self.tasks.process(id);
+        process.is_ok_and(|process| matches!(process.state, ProcessState::Stopped(_)))
+    }
+
+    /// The guest was not asked to start a process: there is no output to wait for.
     fn start_failed(&mut self, id: &ProcessId, error: TaskError, reply: Reply<()>) {
+        if let Ok(process) = self.tasks.process(id) {
+            drop(std::mem::take(&mut process.streams));
+        }
         self.apply(id, ProcessEvent::StartFailed(Self::exit_now(255)));
         let _ = reply.send(Err(error));
+    }
+
+    /// Lets go of what a process that does not run was connected to: whoever reads its output waits for
+    /// the end of that before anything is deleted.
+    fn let_go(&mut self, id: &ProcessId) {
+        if let Ok(process) = self.tasks.process(id) {
+            let streams = std::mem::take(&mut process.streams);
+            tokio::spawn(streams.drain(work::LAST_WORDS));
+        }
     }
 
     pub(super) fn started(
@@ -302,6 +338,7 @@ impl Actor {
         reply: Reply<()>,
     ) {
         if let Err(status) = result {
+            self.let_go(id);
             self.apply(
                 id,
                 ProcessEvent::StartFailed(Self::exit_of_failed_start(&status)),
@@ -379,9 +416,7 @@ impl Actor {
             source,
         };
         let allowed = state.and_then(|state| match state {
-            ProcessState::Created if !id.is_init() => {
-                Err(refused(super::process::Refusal::NotCreated))
-            }
+            ProcessState::Created if !id.is_init() => Err(refused(Refusal::NotCreated)),
             state => state.takes_signals().map_err(refused),
         });
         let is_sandbox = self

@@ -9,8 +9,8 @@ use podvisor_proto::agent::SHARED_DIR;
 use podvisor_proto::agent::v1::{self as agent, CreateContainerRequest, CreateExecRequest};
 
 use super::error::TaskError;
-use super::request::CreateRequest;
-use super::undo::{Hands, Undo, undo_all};
+use super::request::{CreateRequest, ProcessId};
+use super::undo::{Hands, Undo, delete_process, undo_all};
 use super::work::Link;
 use crate::host::{HostMount, HostOps, RootfsRequest};
 use crate::io::{self, Stdio, Streams};
@@ -161,8 +161,9 @@ async fn make(
         apparmor_policy,
         pid_namespace_of: plan.pid_namespace_of.unwrap_or_default(),
     };
-    let created = hands.agent.create_container(request).await?;
+    // Before the call: one that is not answered in time may make the container all the same.
     undo.push(Undo::DeleteContainer(plan.id));
+    let created = hands.agent.create_container(request).await?;
     let tokens = created.streams.unwrap_or_default();
     Ok(io::attach(&*hands.machine, &tokens, &plan.stdio).await?)
 }
@@ -209,16 +210,23 @@ pub(super) async fn exec(link: &Link, plan: ExecPlan) -> Result<Streams, TaskErr
         process_json: plan.process_json,
         stdio: Some(wanted(&plan.stdio, (0, 0))),
     };
-    let created = link.agent.create_exec(request).await?;
+    let process = ProcessId {
+        container: plan.container_id,
+        exec: plan.exec_id,
+    };
+    let created = match link.agent.create_exec(request).await {
+        Ok(created) => created,
+        Err(status) => {
+            // One that is not answered in time may make it all the same.
+            delete_process(&link.agent, process).await;
+            return Err(status.into());
+        }
+    };
     let tokens = created.streams.unwrap_or_default();
     match io::attach(&*link.machine, &tokens, &plan.stdio).await {
         Ok(streams) => Ok(streams),
         Err(error) => {
-            let request = agent::DeleteProcessRequest {
-                container_id: plan.container_id,
-                exec_id: plan.exec_id,
-            };
-            let _ = link.agent.delete_process(request).await;
+            delete_process(&link.agent, process).await;
             Err(error.into())
         }
     }

@@ -9,9 +9,10 @@ use podvisor_proto::containerd::events::{TaskCreate, TaskExecAdded, TaskIo};
 
 use super::actor::{Actor, GuestState};
 use super::create::{ContainerPlan, ExecPlan, Made};
+use super::ending::GIVEN_UP;
 use super::error::{TaskError, chain};
 use super::plan::{self, Placement, PodPlan};
-use super::process::{ProcessEvent, ProcessState};
+use super::process::{ProcessEvent, ProcessState, Refusal};
 use super::request::{CreateRequest, PodRequest, ProcessId, Reply};
 use super::task::{Process, Task};
 use super::task_pid::TaskPid;
@@ -213,10 +214,11 @@ impl Actor {
             self.settings.record.note(|record| record.network = noted);
             self.network = Some(namespace);
         }
-        let (tools, out) = (self.settings.tools.clone(), self.outbox.clone());
+        let (tools, out, epoch) = (self.settings.tools.clone(), self.outbox.clone(), self.epoch);
         let booting = tokio::spawn(async move {
             let result = boot(plan, &tools).await;
             let _ = out.send(Message::Booted {
+                epoch,
                 id,
                 result,
                 then,
@@ -224,6 +226,18 @@ impl Actor {
             });
         });
         self.guest = GuestState::Booting(booting.abort_handle());
+    }
+
+    /// A guest that came up as its boot was given up is nobody's.
+    pub(super) fn booted_late(result: Result<Guest, BootError>, reply: Reply<()>) {
+        let error = match result {
+            Ok(guest) => {
+                guest.machine.stop();
+                TaskError::NoGuest(GIVEN_UP.to_owned())
+            }
+            Err(error) => error.into(),
+        };
+        let _ = reply.send(Err(error));
     }
 
     pub(super) fn booted(
@@ -351,6 +365,12 @@ impl Actor {
             if !running {
                 let process = ProcessId::init(&plan.container_id).to_string();
                 return Err(TaskError::NotRunning(process));
+            }
+            if task.paused {
+                return Err(TaskError::Refused {
+                    process: format!("exec {} of container {}", plan.exec_id, plan.container_id),
+                    source: Refusal::Paused,
+                });
             }
             task.execs
                 .insert(plan.exec_id.clone(), Process::new(plan.stdio.clone()));

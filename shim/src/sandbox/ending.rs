@@ -13,7 +13,7 @@ use podvisor_vmm::EndReason;
 use super::actor::{Actor, GuestState};
 use super::error::{TaskError, chain};
 use super::plan::PodPlan;
-use super::process::{Exit, ProcessEvent};
+use super::process::{Exit, ProcessEvent, ProcessState};
 use super::request::{Deleted, ProcessId, Reply};
 use super::work::{self, Message};
 use crate::events::Event;
@@ -28,6 +28,8 @@ const NOT_FOUND_STATUS: u32 = 127;
 const NOT_EXECUTABLE_STATUS: u32 = 126;
 /// What a signal adds to its number in an exit status.
 pub(super) const SIGNAL_STATUS: u32 = 128;
+/// Why a boot came to nothing that was not let come to its end.
+pub(super) const GIVEN_UP: &str = "it was ended while it booted";
 /// How long the server's last events may take.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -232,10 +234,8 @@ impl Actor {
         let ends = [libc::SIGTERM, libc::SIGKILL, libc::SIGINT, libc::SIGQUIT];
         let ends = ends.iter().any(|number| number.unsigned_abs() == signal);
         match &self.guest {
-            GuestState::Booting(booting) if ends && !self.has_no_guest_of_its_own() => {
-                booting.abort();
-                self.guest = GuestState::None;
-                self.release_network();
+            GuestState::Booting(_) if ends && !self.has_no_guest_of_its_own() => {
+                self.give_boot_up();
                 for id in self.tasks.ids() {
                     self.tasks.0.remove(&id.container);
                 }
@@ -270,14 +270,23 @@ impl Actor {
         self.had_pet || self.pod.as_ref().is_some_and(is_place)
     }
 
+    /// Gives a boot up, and whether there was one. It may have come to its end all the same: what is
+    /// heard of it from now on is not about the pod.
+    pub(super) fn give_boot_up(&mut self) -> bool {
+        let GuestState::Booting(booting) = &self.guest else {
+            return false;
+        };
+        booting.abort();
+        self.epoch += 1;
+        self.guest = GuestState::None;
+        self.release_network();
+        true
+    }
+
     /// Ends such a pod, and what of its machine has not become one.
     fn end_pod(&mut self, signal: u32) {
         self.prepared = None;
-        if let GuestState::Booting(booting) = &self.guest {
-            booting.abort();
-            self.guest = GuestState::None;
-            self.release_network();
-        }
+        let boot_given_up = self.give_boot_up();
         let exit = Self::exit_now(SIGNAL_STATUS + signal);
         let runs = matches!(self.guest, GuestState::Pet(..));
         for id in self.tasks.ids() {
@@ -289,6 +298,19 @@ impl Actor {
             if is_sandbox || !runs {
                 self.apply(&id, ProcessEvent::Ended(exit));
             }
+            if boot_given_up {
+                self.settle_without_boot(&id, exit);
+            }
+        }
+    }
+
+    /// Of a process that came with a boot which was given up nothing more is heard: its start has
+    /// failed, and of its creation nothing is left.
+    fn settle_without_boot(&mut self, id: &ProcessId, exit: Exit) {
+        self.apply(id, ProcessEvent::StartFailed(exit));
+        let process = self.tasks.process(id);
+        if process.is_ok_and(|process| matches!(process.state, ProcessState::Creating { .. })) {
+            self.tasks.0.remove(&id.container);
         }
     }
 

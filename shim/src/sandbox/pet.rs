@@ -212,6 +212,21 @@ impl Actor {
         }
     }
 
+    /// A machine that came up as its start was given up is nobody's.
+    pub(super) fn pet_started_late(result: Result<Started, TaskError>, reply: Option<Reply<()>>) {
+        let error = match result {
+            Ok(started) => {
+                started.life.abort();
+                started.machine.stop();
+                TaskError::NoGuest(super::ending::GIVEN_UP.to_owned())
+            }
+            Err(error) => error,
+        };
+        if let Some(reply) = reply {
+            let _ = reply.send(Err(error));
+        }
+    }
+
     /// A machine does not start: its container has ended.
     fn pet_failed(&mut self, id: &ProcessId, error: TaskError, reply: Option<Reply<()>>) {
         tracing::error!(
@@ -306,11 +321,9 @@ impl Actor {
         let waits = self.is_prepared_pet(id);
         match &self.guest {
             GuestState::Pet(..) => return self.signal_pet(signal),
-            GuestState::Booting(starting) if self.had_pet => {
+            GuestState::Booting(_) if self.had_pet => {
                 if ends {
-                    starting.abort();
-                    self.guest = GuestState::None;
-                    self.release_network();
+                    self.give_boot_up();
                 }
             }
             _ if waits => self.prepared = self.prepared.take().filter(|_| !ends),

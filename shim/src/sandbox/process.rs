@@ -71,6 +71,9 @@ pub enum Refusal {
     /// It runs.
     #[error("the process runs: only one that ended or never started can be deleted")]
     StillRuns,
+    /// Its container is paused: what starts in it would wait, with nobody to wait for it.
+    #[error("the container is paused: nothing can be started in it until it is resumed")]
+    Paused,
     /// It has ended.
     #[error("the process has ended")]
     Ended,

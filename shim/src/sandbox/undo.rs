@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use podvisor_proto::agent::v1::{AgentClient, DeleteProcessRequest};
+use podvisor_proto::ttrpc::Code;
 
+use super::request::ProcessId;
 use super::volumes::{VolumeKey, Volumes, remove_export};
 use crate::guest::Machine;
 use crate::host::HostOps;
@@ -57,16 +59,25 @@ pub async fn undo_all(host: &Arc<dyn HostOps>, hands: Option<&Hands>, done: Vec<
             (_, None) => {}
             (Undo::RemoveExport(name), Some(hands)) => remove_export(&hands.machine, name).await,
             (Undo::ReleaseVolume(key), Some(hands)) => hands.volumes.release(key).await,
-            (Undo::DeleteContainer(container_id), Some(hands)) => {
-                let request = DeleteProcessRequest {
-                    container_id,
-                    exec_id: String::new(),
-                };
-                // Of a guest that has ended nothing is left to delete.
-                if let Err(error) = hands.agent.delete_process(request).await {
-                    tracing::debug!(%error, "the guest's container");
-                }
+            (Undo::DeleteContainer(id), Some(hands)) => {
+                delete_process(&hands.agent, ProcessId::init(&id)).await;
             }
         }
+    }
+}
+
+/// Takes a process in the guest back, an init with its container.
+pub(super) async fn delete_process(agent: &AgentClient, process: ProcessId) {
+    let request = DeleteProcessRequest {
+        container_id: process.container.clone(),
+        exec_id: process.exec.clone(),
+    };
+    match agent.delete_process(request).await {
+        Ok(_) => {}
+        // It was never made, or the guest has ended and with it all that was in it.
+        Err(status) if matches!(status.code(), Code::NotFound | Code::Unavailable) => {
+            tracing::debug!(%process, %status, "there is nothing to delete in the guest");
+        }
+        Err(status) => tracing::warn!(%process, %status, "it is left in the guest"),
     }
 }

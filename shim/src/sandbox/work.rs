@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podvisor_proto::agent::v1::{
-    AgentClient, ContainerStatsRequest, DeleteProcessRequest, Event as AgentEvent,
-    ListProcessesRequest, NextEventsRequest, SandboxStatsRequest, ShutdownRequest,
-    SignalProcessRequest, StartProcessRequest,
+    AgentClient, ContainerStatsRequest, Event as AgentEvent, ListProcessesRequest,
+    NextEventsRequest, SandboxStatsRequest, ShutdownRequest, SignalProcessRequest,
+    StartProcessRequest,
 };
 use podvisor_proto::ttrpc::{CallOptions, Code, Status};
 use podvisor_vmm::EndReason;
@@ -19,7 +19,7 @@ use super::pet::{PetNews, Started};
 use super::pet_exec;
 use super::pet_start::Prepared;
 use super::request::{ProcessId, Reply, Request};
-use super::undo::{Hands, Undo, undo_all};
+use super::undo::{Hands, Undo, delete_process, undo_all};
 use crate::guest::Machine;
 use crate::guest::boot::{BootError, Guest};
 use crate::host::HostOps;
@@ -27,6 +27,8 @@ use crate::io::Streams;
 
 /// How long containerd may take for a process's last output.
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
+/// How long what a process said that does not start may take to reach containerd.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a guest may take to write its files back before it is ended.
 const POWER_OFF: Duration = Duration::from_secs(3);
 /// How long a guest may take for a list of processes, which is for information only.
@@ -42,6 +44,7 @@ pub(super) enum Message {
     Request(Request),
     /// The boot is over; `then` is made next.
     Booted {
+        epoch: u64,
         id: String,
         result: Result<Guest, BootError>,
         then: Option<Box<ContainerPlan>>,
@@ -116,6 +119,19 @@ pub(super) enum Message {
     },
     /// A container was stopped or goes on.
     Frozen { container: String, frozen: bool },
+}
+
+impl Message {
+    /// The guest of which it tells, where that is of interest only while it is the pod's.
+    pub(super) fn epoch(&self) -> Option<u64> {
+        match self {
+            Self::Booted { epoch, .. }
+            | Self::GuestEnded { epoch, .. }
+            | Self::PetStarted { epoch, .. }
+            | Self::PetNews { epoch, .. } => Some(*epoch),
+            _ => None,
+        }
+    }
 }
 
 /// Where messages go.
@@ -212,12 +228,7 @@ pub(super) async fn clean(remains: Remains, reply: Reply<super::request::Deleted
     } = remains;
     streams.drain(DRAIN).await;
     if let Some(link) = link.filter(|_| !process.is_init()) {
-        let request = DeleteProcessRequest {
-            container_id: process.container.clone(),
-            exec_id: process.exec.clone(),
-        };
-        // A guest that has ended has forgotten it.
-        let _ = link.agent.delete_process(request).await;
+        delete_process(&link.agent, process.clone()).await;
     }
     undo_all(&host, hands.as_ref(), undo).await;
     let _ = out.send(Message::Cleaned { process, reply });

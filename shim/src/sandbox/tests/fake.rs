@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use podvisor_devices::fs::{ExportError, ExportOptions, Writes};
 use podvisor_proto::agent::v1::*;
-use podvisor_proto::agent::{AGENT_PORT, FORWARD_PORT, PROTOCOL_VERSION, READY_PORT};
+use podvisor_proto::agent::{AGENT_PORT, FORWARD_PORT, PROTOCOL_VERSION, READY_PORT, STREAM_PORT};
 use podvisor_proto::ttrpc::Server;
 use podvisor_vmm::{
     EndReason, MemoryPlugError, MemorySize, MemoryState, OrderError, Phase, PinError,
@@ -61,6 +61,10 @@ pub struct State {
     pub deaf: bool,
     /// The agent refuses to make containers, and to connect to services.
     pub refuses: bool,
+    /// The agent makes containers and does not say so.
+    pub mumbles: bool,
+    /// What every process says.
+    pub says: String,
     /// The agent never becomes ready.
     pub silent: bool,
     /// Nothing can be booted.
@@ -89,6 +93,11 @@ impl Guest {
         if let Some(restart) = &*self.restart.lock().unwrap() {
             restart.send_modify(|count| *count += 1);
         }
+    }
+
+    /// Why the machine that was launched last has ended.
+    pub fn ended(&self) -> Option<EndReason> {
+        self.end.lock().unwrap().as_ref()?.borrow().clone()
     }
 
     pub fn end(&self, reason: EndReason) {
@@ -223,6 +232,9 @@ impl Machine for FakeMachine {
             } else if port == FORWARD_PORT {
                 let refuses = guest.state.lock().unwrap().refuses;
                 tokio::spawn(echo(theirs, refuses));
+            } else if port == STREAM_PORT {
+                let said = guest.state.lock().unwrap().says.clone();
+                tokio::spawn(say(theirs, said));
             }
             Ok(Box::new(ours) as Stream)
         })
@@ -278,6 +290,12 @@ impl Machine for FakeMachine {
             Err(ExportError::Missing(name.to_owned()))
         }
     }
+}
+
+/// A stream of a process that says something, and of which the guest does not let go.
+async fn say(mut stream: DuplexStream, said: String) -> io::Result<()> {
+    stream.write_all(said.as_bytes()).await?;
+    std::future::pending().await
 }
 
 /// A service that says who was dialled, and then what it was told once it was told everything.

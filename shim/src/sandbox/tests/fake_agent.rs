@@ -80,6 +80,9 @@ impl Agent for FakeAgent {
             return Err(Status::invalid_argument("process.user: no such user"));
         }
         self.add(&request.container_id, "");
+        if self.0.state.lock().unwrap().mumbles {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+        }
         Ok(CreateContainerResponse {
             pid: 2,
             ..CreateContainerResponse::default()
@@ -88,7 +91,15 @@ impl Agent for FakeAgent {
     async fn create_exec(&self, request: CreateExecRequest) -> Result<CreateExecResponse, Status> {
         self.known(&request.container_id, "")?;
         self.add(&request.container_id, &request.exec_id);
-        Ok(CreateExecResponse::default())
+        let wanted = request.stdio.unwrap_or_default();
+        let stdout = wanted.stdout.then(|| b"stdout".to_vec());
+        let streams = StreamTokens {
+            stdout: stdout.unwrap_or_default(),
+            ..StreamTokens::default()
+        };
+        Ok(CreateExecResponse {
+            streams: Some(streams),
+        })
     }
     async fn start_process(
         &self,

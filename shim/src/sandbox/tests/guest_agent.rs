@@ -97,7 +97,7 @@ impl Pod {
     }
 }
 
-fn fifo(folder: &Path, name: &str) -> PathBuf {
+pub(super) fn fifo(folder: &Path, name: &str) -> PathBuf {
     let path = folder.join(name);
     mkfifo(&path, Mode::S_IRWXU).unwrap();
     path

@@ -104,7 +104,7 @@ impl Pod {
         panic!("no agent answers");
     }
 
-    async fn eventually(&self, condition: impl Fn(&fake::State) -> bool) {
+    pub(super) async fn eventually(&self, condition: impl Fn(&fake::State) -> bool) {
         for _ in 0..1000 {
             if condition(&self.guest.state.lock().unwrap()) {
                 return;

@@ -1,5 +1,6 @@
 //! A pod over a guest that is a table, through the very service that containerd calls.
 
+mod failures;
 pub mod fake;
 mod fake_agent;
 pub mod fake_host;
@@ -20,6 +21,7 @@ use podvisor_proto::containerd::types::Mount;
 use podvisor_proto::ttrpc::{Client, Code, Server, Status as TtrpcStatus};
 use podvisor_vmm::EndReason;
 use proptest::prelude::*;
+use tokio::sync::oneshot;
 
 use super::{Actor, Placement, Settings};
 use crate::events::Publisher;
@@ -54,6 +56,13 @@ impl Pod {
     }
 
     fn placed(cgroup: Option<PathBuf>) -> Self {
+        let (pod, actor, begin) = Self::idle(cgroup);
+        begin.send(actor).ok();
+        pod
+    }
+
+    /// A pod whose owner does nothing before it is sent to where it runs.
+    fn idle(cgroup: Option<PathBuf>) -> (Self, Actor, oneshot::Sender<Actor>) {
         let guest = Arc::new(Guest::default());
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("podvisor-agent"), "a program").unwrap();
@@ -71,7 +80,12 @@ impl Pod {
             publisher: Publisher::spawn(None, "k8s.io"),
             record: RecordKeeper::new(Record::of_this_process(), folder.path().to_owned()),
         });
-        let actor = tokio::spawn(actor.run());
+        let (begin, begun) = oneshot::channel::<Actor>();
+        let running = tokio::spawn(async move {
+            if let Ok(actor) = begun.await {
+                actor.run().await;
+            }
+        });
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let service = SandboxService::new(sandbox.clone(), None);
         let server = Server::new()
@@ -81,13 +95,14 @@ impl Pod {
         let client = Client::new(ours);
         let sandbox = SandboxClient::new(client.clone());
         let client = TaskClient::new(client);
-        Self {
+        let pod = Self {
             guest,
             client,
             sandbox,
             folder,
-            actor,
-        }
+            actor: running,
+        };
+        (pod, actor, begin)
     }
 
     fn bundle(&self, id: &str, kind: &str) -> String {
