@@ -48,7 +48,7 @@ impl Pod {
     }
 
     /// Deletes the last of the pod's tasks; nothing keeps its server then.
-    pub(super) async fn is_over_once(self, deleted: &str) {
+    pub(super) async fn ends_once(self, deleted: &str) {
         self.delete(deleted, "").await.unwrap();
         let shutdown = self.client.shutdown(ShutdownRequest::default());
         shutdown.await.unwrap();
@@ -128,7 +128,7 @@ async fn a_pod_that_is_ended_while_its_machine_boots_is_settled() {
     assert_eq!(exit, 137);
     assert_eq!(pod.wait(SANDBOX, "").await, 137);
     pod.delete(CONTAINER, "").await.unwrap();
-    pod.is_over_once(SANDBOX).await;
+    pod.ends_once(SANDBOX).await;
 }
 
 #[tokio::test]

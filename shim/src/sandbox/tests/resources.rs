@@ -312,5 +312,5 @@ async fn a_pod_can_be_ended_while_its_guest_comes_with_a_container() {
     });
     created.unwrap_err();
     assert_eq!(pod.wait(SANDBOX, "").await, 137);
-    pod.is_over_once(SANDBOX).await;
+    pod.ends_once(SANDBOX).await;
 }
