@@ -24,7 +24,7 @@ use crate::guest::pet_disk::{DiskOptions, PetDisk};
 use crate::guest::{MachinePlan, PetParts, SharedFolder};
 use crate::host::{DiskRequest, HostOps};
 use crate::machine::disks::{
-    BOOT_SERIAL, BootDisk, DiskSet, DisksError, OpenDisks, open_for_reading,
+    BOOT_SERIAL, BootDisk, DiskSet, DisksError, OpenDisks, layer_folder, open_for_reading,
 };
 use crate::machine::identity::Identity;
 use crate::machine::seed::{SeedPlan, user_data};
@@ -228,7 +228,7 @@ impl Input<'_> {
             Source::Image(image) => {
                 // Whether it is a disk shows now, when somebody waits for the answer.
                 open_for_reading(&image)?;
-                BootDisk::Image(image, bundle.path.clone())
+                BootDisk::Image(image, layer_folder(&bundle.path))
             }
             Source::Volume(volume, image) => {
                 let origin = image.as_ref().map(|image| {
