@@ -118,7 +118,7 @@ impl DiskSet {
                 }
                 BootDisk::Image(image, folder) => {
                     generation = super::store::random().ok();
-                    open_image(image, &folder, options.cache)?
+                    open_image(image, &folder, options.cache.unwrap_or_default())?
                 }
             };
             disks.push(PetDisk { backend, options });
@@ -140,7 +140,7 @@ fn open_stored(
 ) -> Result<Box<dyn DiskBackend>, DisksError> {
     let image_options = ImageOptions {
         read_only: stored.read_only || options.read_only,
-        cache: options.cache,
+        cache: options.cache_of(&stored.file),
     };
     image::open_part(stored.file, stored.len, image_options).map_err(|source| DisksError::Image {
         what: format!("disk {}", options.serial),

@@ -4,17 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
-use podvisor_annotations::value::boot::BootDevice;
-use podvisor_annotations::value::disk::{CacheMode as Cache, Disk};
+use podvisor_annotations::value::disk::Disk;
 use podvisor_annotations::value::guest::PowerAction;
 use podvisor_devices::fs::{CachePolicy, ExportOptions, Writes};
-use podvisor_devices::virtio::block::image::CacheMode;
-use podvisor_proto::agent::v1::boot_source::Kind as BootFrom;
-use podvisor_proto::agent::v1::{BootMachineRequest, BootSource};
+use podvisor_proto::agent::v1::BootMachineRequest;
 use podvisor_seed::Nic as SeedNic;
 use podvisor_vmm::ResetPolicy;
 
 use super::error::TaskError;
+use super::pet_disks::{boot_sources, options, queues};
 use super::pet_file_disk;
 use super::pet_network::CardsPlan;
 use super::pet_volumes::{self, MachineVolume, VolumePlan};
@@ -75,6 +73,8 @@ struct Input<'a> {
     spec: &'a Spec,
     root: &'a Path,
     host: &'a dyn HostOps,
+    /// Queues of a disk of which the pod says nothing else.
+    queues: u16,
 }
 
 impl PetPlan {
@@ -96,6 +96,7 @@ impl PetPlan {
             spec,
             root,
             host,
+            queues: queues(pod.room(true)?.booted.vcpus),
         };
         let identity = identity(pod);
         let mut notes = Vec::new();
@@ -107,7 +108,8 @@ impl PetPlan {
             others: input.other_disks()?,
         };
         let annotated = pod.annotations.disks.as_slice();
-        elsewhere.extend(pet_file_disk::add(&mut disks, annotated, spec, boot_path)?);
+        let files = pet_file_disk::add(&mut disks, annotated, spec, boot_path, input.queues)?;
+        elsewhere.extend(files);
         let (mut shares, volumes) = VolumePlan::of(spec, host, &elsewhere)?.into_parts();
         notes.extend(pet_volumes::note(&volumes));
         if is_tree {
@@ -222,7 +224,7 @@ impl Input<'_> {
     ) -> Result<Option<(BootDisk, DiskOptions)>, TaskError> {
         let path = boot_path(&source).unwrap_or_default();
         let annotated = self.annotated(path).or_else(|| self.annotated("/"));
-        let options = options(annotated, BOOT_SERIAL);
+        let options = options(annotated, BOOT_SERIAL, self.queues);
         let boot = match source {
             Source::Tree => return Ok(None),
             Source::Image(image) => {
@@ -278,7 +280,7 @@ impl Input<'_> {
                 continue;
             }
             let serial = format!("disk{}", disks.len());
-            let mut options = options(self.annotated(&path), &serial);
+            let mut options = options(self.annotated(&path), &serial, self.queues);
             options.path = path;
             disks.push((self.stored(block.disk)?, options));
         }
@@ -351,76 +353,6 @@ impl Input<'_> {
             agent: self.pod.release.agent(),
         })
     }
-}
-
-/// How a disk is attached, by what the pod says of it.
-pub(super) fn options(annotated: Option<&Disk>, serial: &str) -> DiskOptions {
-    let mut options = DiskOptions {
-        serial: serial.to_owned(),
-        queues: 1,
-        ..DiskOptions::default()
-    };
-    let Some(disk) = annotated else {
-        return options;
-    };
-    if let Some(serial) = &disk.serial {
-        options.serial = serial.as_str().to_owned();
-    }
-    options.read_only = disk.ro;
-    options.queues = disk.queues.map_or(1, |queues| queues.get().into());
-    options.pci = disk.pci.map(|slot| slot.get());
-    options.thread = disk.iothread.map(|thread| thread.get());
-    options.iops = disk.iops.map(|limit| limit.get());
-    options.bps = disk.bps.map(|limit| limit.bytes());
-    options.cache = match disk.cache {
-        None | Some(Cache::Writeback) => CacheMode::Writeback,
-        Some(Cache::None) => CacheMode::None,
-        Some(Cache::Writethrough) => CacheMode::Writethrough,
-        Some(Cache::Unsafe) => CacheMode::Unsafe,
-    };
-    options
-}
-
-/// What the machine boots from, in order: as the pod says, or what makes it a machine.
-fn boot_sources(
-    disks: &DiskSet,
-    order: &[BootDevice],
-    boot_path: Option<&str>,
-    is_tree: bool,
-) -> Result<Vec<BootSource>, TaskError> {
-    let from = |kind| BootSource { kind: Some(kind) };
-    let serial = |options: &DiskOptions| from(BootFrom::DiskSerial(options.serial.clone()));
-    if is_tree && order.is_empty() {
-        return Ok(vec![from(BootFrom::Tree(TREE.to_owned()))]);
-    }
-    let mut sources = Vec::new();
-    for device in order {
-        let BootDevice::Disk(path) = device else {
-            let why =
-                format!("podvisor.io/boot-order: {device}: no machine boots from the network");
-            return Err(TaskError::Invalid(why));
-        };
-        let is_boot = boot_path == Some(path.as_str());
-        let boot = disks.boot.as_ref().filter(|_| is_boot);
-        let boot = boot.map(|(_, options)| options);
-        let other = disks
-            .others
-            .iter()
-            .find(|(_, options)| options.path == path.as_str());
-        let options = boot.or_else(|| other.map(|(_, options)| options));
-        let options = options.ok_or_else(|| {
-            TaskError::Invalid(format!(
-                "podvisor.io/boot-order: no disk of this machine is {path}"
-            ))
-        })?;
-        sources.push(serial(options));
-    }
-    if sources.is_empty() {
-        let all = disks.boot.iter().map(|(_, options)| options);
-        let all = all.chain(disks.others.iter().map(|(_, options)| options));
-        sources.extend(all.map(serial));
-    }
-    Ok(sources)
 }
 
 /// Completes a machine whose disks are open and whose network is known.

@@ -205,6 +205,12 @@ pub fn open_copy_on_write(
     chain.disk(Stack::new(top, layers))
 }
 
+/// Whether the host can use `file` with [`CacheMode::None`].
+#[must_use]
+pub fn has_direct_io(file: &File) -> bool {
+    DiskFile::has_direct_io(file)
+}
+
 /// A file for [`open_copy_on_write`] in `folder` that has no name: it is gone when it is closed,
 /// however this process ends.
 ///

@@ -206,7 +206,7 @@ fn disks_and_cards(cri: &Cri) -> Result<()> {
         &["podvisor.io/nics", "net1", "1450"],
     )?;
     let (data, slow) = (LoopDevice::new(DATA_LEN)?, LoopDevice::new(DATA_LEN)?);
-    let disks = "- {path: /dev/data, ro: true, serial: DATA01, pci: '00:0a.0', queues: 2, cache: none}\n\
+    let disks = "- {path: /dev/data, ro: true, serial: DATA01, pci: '00:0a.0', queues: 1}\n\
          - {path: /dev/slow, serial: SLOW01, iops: 20, cache: writethrough, iothread: 1}\n";
     let pod = machine_pod(cri, "disks")
         .annotation("podvisor.io/cpus", "2")
@@ -223,7 +223,9 @@ fn disks_and_cards(cri: &Cri) -> Result<()> {
         &mut console,
         &[
             ("cat /run/DATA01/ro", "1"),
-            ("ls /run/DATA01/mq | wc -l", "2"),
+            ("ls /run/DATA01/mq | wc -l", "1"),
+            // As many as processors, where nothing else is said.
+            ("ls /run/boot/mq | wc -l", "2"),
             (
                 "readlink -f /run/DATA01 | grep -o 0000:00:0a.0",
                 "0000:00:0a.0",
@@ -380,8 +382,7 @@ fn boot_order(cri: &Cri) -> Result<()> {
     filled.stop(Duration::from_secs(60))?;
     drop(pod);
     mark(&second)?;
-    let pod =
-        machine_pod(cri, "order").annotation("podvisor.io/boot-order", "[/dev/second, /disk]");
+    let pod = machine_pod(cri, "order").annotation("podvisor.io/boot-order", "[/dev/second, /]");
     let pod = pod.run()?;
     let machine = machine(&pod, BUSYBOX).device(second.path(), "/dev/second", "mrw");
     let mut console = logged_in(&machine.start()?)?;
