@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
+use podvisor_annotations::Annotations;
 use podvisor_annotations::value::disk::Disk;
-use podvisor_annotations::value::guest::PowerAction;
+use podvisor_annotations::value::guest::{ConsoleKind, PowerAction};
 use podvisor_devices::fs::{CachePolicy, ExportOptions, Writes};
 use podvisor_proto::agent::v1::BootMachineRequest;
 use podvisor_seed::Nic as SeedNic;
@@ -31,12 +32,15 @@ use crate::machine::store::{self, Found, Origin};
 use crate::pod::hardware;
 use crate::pod::network::PodNetwork;
 use crate::pod::resources::Share;
+use crate::pod::room::Room;
 use crate::pod::{Bundle, block_devices};
 
 /// The export that a machine without a disk has its root on.
 pub(super) const TREE: &str = "root";
 /// The seed disk's serial number.
 pub(super) const SEED_SERIAL: &str = "podvisor-seed";
+/// Has a kernel speak to the first virtio console.
+const VIRTIO_CONSOLE: &str = "console=hvc0";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where CRI tells an image's name, and who the pod is.
 const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
@@ -124,7 +128,7 @@ impl PetPlan {
             stage: BootStage {
                 request: BootMachineRequest {
                     sources: boot_sources(&disks, order, boot_path, is_tree)?,
-                    kernel_args: kernel_args(&pod.annotations, machine.room),
+                    kernel_args: machine_args(&pod.annotations, machine.room),
                     ..BootMachineRequest::default()
                 },
                 boot_timeout: pod.config.boot_timeout,
@@ -139,6 +143,17 @@ impl PetPlan {
             share,
         })
     }
+}
+
+/// Further words for the machine's kernel. A system that is not made for us speaks to its serial port at
+/// most.
+fn machine_args(annotations: &Annotations, room: Room) -> Vec<String> {
+    let mut words = kernel_args(annotations, room);
+    let is_virtio = annotations.console == Some(ConsoleKind::Virtio);
+    if is_virtio && !words.iter().any(|word| word == VIRTIO_CONSOLE) {
+        words.push(VIRTIO_CONSOLE.to_owned());
+    }
+    words
 }
 
 fn policy(action: PowerAction) -> ResetPolicy {

@@ -341,13 +341,21 @@ fn page(address: &str) -> Result<String> {
     Ok(text)
 }
 
+/// The machine's own menu knows of its serial port alone, and is quiet.
 fn virtio_console(cri: &Cri) -> Result<()> {
-    let pod = machine_pod(cri, "console").annotation("podvisor.io/console", "virtio");
+    let pod = machine_pod(cri, "console")
+        .annotation("podvisor.io/console", "virtio")
+        .annotation("podvisor.io/kernel-args", "debug");
     let pod = pod.run()?;
     let machine = machine(&pod, BUSYBOX).start()?;
     let mut console = logged_in(&machine)?;
     let terminal = console.run("sed 's/.* //' /sys/class/tty/console/active")?;
     ensure!(terminal == "hvc0", "the console is {terminal}");
+    let log = transcript(&machine);
+    let mut lines = log.lines();
+    let is_heard =
+        lines.any(|line| line.contains("Linux version ") && line.contains("cloud-amd64"));
+    ensure!(is_heard, "its kernel is not heard: {log}");
     // Device 26 of virtio, a file system: there is nothing to share.
     let shared = console.run("cat /sys/bus/virtio/devices/*/device | grep -c 0x001a; true")?;
     ensure!(shared == "0", "{shared} file systems for no volume");
