@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 
+use rustix::fs::{FallocateFlags, fallocate};
+
 use super::fill::{Content, Fill, PIECE_LEN, Progress, copy};
 use super::{BLOCK, Found, Origin, Record, StoreError, StoredDisk, failed};
 
@@ -135,6 +137,18 @@ fn write_record(device: &File, device_len: u64, record: &Record) -> io::Result<(
     device.write_all_at(&place, offset)
 }
 
+/// Writes a piece of a disk. As long as the device `zeroes` ranges by itself, it does so with pieces of zeros.
+fn write_piece(device: &File, data: &[u8], offset: u64, zeroes: &mut bool) -> io::Result<()> {
+    if *zeroes && data.iter().all(|byte| *byte == 0) {
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        *zeroes = fallocate(device, flags, offset, data.len() as u64).is_ok();
+        if *zeroes {
+            return Ok(());
+        }
+    }
+    device.write_all_at(data, offset)
+}
+
 impl BlockFill {
     pub(super) fn run(
         self,
@@ -178,8 +192,9 @@ impl BlockFill {
         device.write_all_at(&mark, 0)?;
         device.sync_data()?;
         // What the device holds beyond its begin is unknown: zeros are written, too.
+        let mut zeroes = true;
         copy(content, PIECE_LEN, true, progress, &mut |data, offset| {
-            device.write_all_at(data, offset)
+            write_piece(device, data, offset, &mut zeroes)
         })?;
         if let Some(record) = record {
             write_record(device, self.device_len, record)?;
