@@ -54,11 +54,9 @@ impl DiskFile {
         Ok(Self { file, direct })
     }
 
-    /// Whether the host does direct I/O on `file`. An error of another kind is none of that: it shows when
-    /// the file is used.
+    /// Whether the host opens `file` for direct I/O.
     pub fn has_direct_io(file: &File) -> bool {
-        let opened = Direct::of(file);
-        !opened.is_err_and(|error| error.kind() == io::ErrorKind::Unsupported)
+        Direct::of(file).is_ok()
     }
 
     /// What to do `operation` on. Pages of the one way and direct I/O of the other do not
