@@ -157,12 +157,14 @@ impl VmHandle {
         self.machine.pci.unplug(name)
     }
 
-    /// Presses the power button: a guest that listens shuts itself down.
+    /// Presses the power button: a guest that listens shuts itself down. Its next power-off ends the
+    /// machine, whatever [`VmConfig::on_poweroff`] says.
     ///
     /// # Errors
     /// [`OrderError::NoPowerButton`] without one, [`OrderError::Interrupt`] when the guest
     /// cannot be told.
     pub fn power_button(&self) -> Result<(), OrderError> {
+        self.machine.control.end_when_off();
         let pressed = self.machine.platform.press_power_button();
         pressed
             .ok_or(OrderError::NoPowerButton)?

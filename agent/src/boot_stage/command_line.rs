@@ -7,10 +7,13 @@ const CONSOLE: &str = "console=ttyS0";
 /// A panic resets the machine at once, so that the host sees it.
 const PANIC: &str = "panic=-1";
 
-/// The machine's arguments with what they lack.
+/// The machine's arguments with what they lack, and `more`. A console that they have already is not added
+/// again.
 #[must_use]
 pub fn complete(own: &str, more: &[String]) -> String {
     let has = |prefix: &str| words(own).any(|word| word.starts_with(prefix));
+    let is_there = |word: &str| word.starts_with("console=") && words(own).any(|one| one == word);
+    let is_heard = |prefix: &&str| has(prefix) || more.iter().any(|word| word.starts_with(prefix));
     let mut line = own.trim().to_owned();
     let mut add = |word: &str| {
         if !line.is_empty() {
@@ -18,13 +21,14 @@ pub fn complete(own: &str, more: &[String]) -> String {
         }
         line.push_str(word);
     };
-    if !HEARD.iter().any(|prefix| has(prefix)) {
+    if !HEARD.iter().any(is_heard) {
         add(CONSOLE);
     }
     if !has("panic=") {
         add(PANIC);
     }
-    more.iter().for_each(|word| add(word));
+    let more = more.iter().filter(|word| !is_there(word));
+    more.for_each(|word| add(word));
     line
 }
 
@@ -55,6 +59,22 @@ mod tests {
             format!("{own} mem=1G")
         );
         assert_eq!(complete("", &[]), "console=ttyS0 panic=-1");
+    }
+
+    #[test]
+    fn a_console_that_is_asked_for_is_the_last_one_and_there_once() {
+        let more = ["console=hvc0".to_owned()];
+        for (own, all) in [
+            ("console=ttyS0", "console=ttyS0 panic=-1 console=hvc0"),
+            (
+                "console=tty0 quiet",
+                "console=tty0 quiet panic=-1 console=hvc0",
+            ),
+            ("console=hvc0 panic=1", "console=hvc0 panic=1"),
+            ("console=hvc1", "console=hvc1 panic=-1 console=hvc0"),
+        ] {
+            assert_eq!(complete(own, &more), all);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
+use std::os::unix::fs::FileTypeExt as _;
 
 use podvisor_devices::event_loop::EventLoop;
 use podvisor_devices::virtio::block::RateLimits;
@@ -29,12 +30,30 @@ pub struct DiskOptions {
     pub pci: Option<u8>,
     /// The thread that serves it together with other disks of that number; one of its own without.
     pub thread: Option<u8>,
-    /// How writes reach the host's file.
-    pub cache: CacheMode,
+    /// How writes reach the host's file; None for what suits the file.
+    pub cache: Option<CacheMode>,
     /// Requests a second at most.
     pub iops: Option<u64>,
     /// Bytes a second at most.
     pub bps: Option<u64>,
+}
+
+impl DiskOptions {
+    /// How writes reach a volume: past the host's page cache where it is a device and nothing else was asked
+    /// for, unless the host cannot do that with it.
+    pub fn cache_of(&self, file: &File) -> CacheMode {
+        let is_device = |file: &File| {
+            let metadata = file.metadata();
+            metadata.is_ok_and(|metadata| metadata.file_type().is_block_device())
+        };
+        self.cache.unwrap_or_else(|| {
+            if is_device(file) && image::has_direct_io(file) {
+                CacheMode::None
+            } else {
+                CacheMode::Writeback
+            }
+        })
+    }
 }
 
 /// A disk.
@@ -53,7 +72,7 @@ impl PetDisk {
     pub fn of_file(file: File, len: u64, options: DiskOptions) -> Result<Self, ImageError> {
         let image = ImageOptions {
             read_only: options.read_only,
-            cache: options.cache,
+            cache: options.cache_of(&file),
         };
         Ok(Self {
             backend: image::open_part(file, len, image)?,

@@ -17,6 +17,9 @@ use crate::guest::pet_disk::{DiskOptions, PetDisk};
 
 /// The boot disk's serial number, unless the pod gives it another one.
 pub const BOOT_SERIAL: &str = "boot";
+/// containerd's link from a bundle, which lies in memory, to a folder of the task's on its own disk
+/// (core/runtime/v2/bundle.go).
+const WORK: &str = "work";
 
 /// Why there is no disk.
 #[derive(Debug, Error)]
@@ -74,6 +77,17 @@ pub struct OpenDisks {
     pub generation: Option<u128>,
 }
 
+/// Where the layer of a container's bundle lies that takes its machine's writes: on a disk, or the guest's
+/// writes would take the pod's memory. Who makes bundles otherwise has it in the bundle.
+pub fn layer_folder(bundle: &Path) -> PathBuf {
+    let work = bundle.join(WORK);
+    if work.is_dir() {
+        work
+    } else {
+        bundle.to_owned()
+    }
+}
+
 impl DiskSet {
     /// Whether opening them takes long.
     pub fn is_to_be_filled(&self) -> bool {
@@ -104,7 +118,7 @@ impl DiskSet {
                 }
                 BootDisk::Image(image, folder) => {
                     generation = super::store::random().ok();
-                    open_image(image, &folder, options.cache)?
+                    open_image(image, &folder, options.cache.unwrap_or_default())?
                 }
             };
             disks.push(PetDisk { backend, options });
@@ -126,7 +140,7 @@ fn open_stored(
 ) -> Result<Box<dyn DiskBackend>, DisksError> {
     let image_options = ImageOptions {
         read_only: stored.read_only || options.read_only,
-        cache: options.cache,
+        cache: options.cache_of(&stored.file),
     };
     image::open_part(stored.file, stored.len, image_options).map_err(|source| DisksError::Image {
         what: format!("disk {}", options.serial),
@@ -222,5 +236,26 @@ fn run_fill(
     match filled {
         Err(_) if cancelled.load(Ordering::Relaxed) => Err(DisksError::Cancelled),
         filled => Ok(filled?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn the_layer_lies_where_the_bundle_leads_to() {
+        let (bundle, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let work = bundle.path().join("work");
+        assert_eq!(layer_folder(bundle.path()), bundle.path());
+        symlink("/nowhere/at/all", &work).unwrap();
+        assert_eq!(layer_folder(bundle.path()), bundle.path());
+        std::fs::remove_file(&work).unwrap();
+        symlink(disk.path(), &work).unwrap();
+        assert_eq!(layer_folder(bundle.path()), work);
+        drop(image::layer_file(&work).unwrap());
+        assert_eq!(std::fs::read_dir(disk.path()).unwrap().count(), 0);
     }
 }

@@ -1,14 +1,16 @@
-//! The disk that an image brings: one file in its `/disk`. Nothing of the image is trusted, its
+//! The disk that an image brings: the one file in its `/disk` that no other file there is based on. Nothing of the image is trusted, its
 //! links lead nowhere outside of it.
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{File, Metadata};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
+use podvisor_devices::virtio::block::image::backing_name;
 use thiserror::Error;
 
 /// The folder, from the image's root.
@@ -46,7 +48,7 @@ impl Eq for ImageDisk {}
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ImageError {
     /// There are several, and nothing tells which.
-    #[error("/disk has several files: {}; a machine's image has one", .0.join(", "))]
+    #[error("/disk has several files: {}; a machine's image has one disk, and what that is based on", .0.join(", "))]
     Several(Vec<String>),
     /// It is not a file.
     #[error("/disk/{0} is not a regular file")]
@@ -74,22 +76,14 @@ impl ImageDisk {
         let all = entries(root, FOLDER);
         let named = |name: &String| SUFFIXES.iter().any(|suffix| name.ends_with(suffix));
         let disks: Vec<String> = all.iter().filter(|name| named(name)).cloned().collect();
-        let mut candidates = if disks.is_empty() && must { all } else { disks };
-        let name = match (candidates.pop(), candidates.is_empty()) {
-            (None, _) => return Ok(None),
-            (Some(name), true) => name,
-            (Some(name), false) => {
-                candidates.push(name);
-                // What a disk is based on lies beside it: then the one that nothing is based on
-                // cannot be told by names.
-                return Err(ImageError::Several(candidates));
-            }
+        let candidates = if disks.is_empty() && must { all } else { disks };
+        let tops = tops(root, candidates);
+        let name = match tops.as_slice() {
+            [] => return Ok(None),
+            [name] => name.clone(),
+            _ => return Err(ImageError::Several(tops)),
         };
-        let opened = open_below(
-            root,
-            &format!("{FOLDER}/{name}"),
-            OFlag::O_RDONLY | OFlag::O_NONBLOCK,
-        );
+        let opened = open_disk(root, &name);
         let file = File::from(opened.map_err(|source| ImageError::Open {
             name: name.clone(),
             source,
@@ -99,6 +93,35 @@ impl ImageDisk {
         }
         Ok(Some(Self { name, file, folder }))
     }
+}
+
+/// Those of the files in the folder that no other of them lies on. All of them, when each lies on another
+/// one, or one alone.
+fn tops(root: &Path, names: Vec<String>) -> Vec<String> {
+    if names.len() < 2 {
+        return names;
+    }
+    let below: BTreeSet<String> = names
+        .iter()
+        .filter_map(|name| {
+            let file = File::from(open_disk(root, name).ok()?);
+            let backing = file.metadata().ok().filter(Metadata::is_file);
+            let backing = backing.and_then(|_| backing_name(&file))?;
+            // "./base.raw" is the file "base.raw".
+            let path = Path::new(&backing).components();
+            let path: PathBuf = path.filter(|part| *part != Component::CurDir).collect();
+            path.to_str().filter(|path| path != name).map(str::to_owned)
+        })
+        .collect();
+    let is_top = |name: &&String| !below.contains(*name);
+    let tops: Vec<String> = names.iter().filter(is_top).cloned().collect();
+    if tops.is_empty() { names } else { tops }
+}
+
+/// Opens a file in the folder. Pipes do not block it.
+fn open_disk(root: &Path, name: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+    open_below(root, &format!("{FOLDER}/{name}"), flags)
 }
 
 /// Opens what lies at `path` in the tree at `root`; links are followed as if the tree were all there is.
@@ -158,6 +181,45 @@ mod tests {
     fn several_are_refused_by_name() {
         let error = name(&image(&["a.raw", "b.qcow2"]), false).unwrap_err();
         assert!(error.to_string().contains("a.raw, b.qcow2"), "{error}");
+    }
+
+    /// The begin of a qcow2 image (docs/interop/qcow2.rst of QEMU) that lies on the file `backing`: all
+    /// that is looked at.
+    fn lies_on(backing: &str) -> Vec<u8> {
+        let mut header = vec![0; 65536];
+        let mut put = |at: usize, field: &[u8]| header[at..at + field.len()].copy_from_slice(field);
+        put(0, b"QFI\xfb");
+        put(4, &3_u32.to_be_bytes());
+        put(8, &512_u64.to_be_bytes());
+        put(16, &u32::try_from(backing.len()).unwrap().to_be_bytes());
+        put(20, &16_u32.to_be_bytes());
+        put(24, &(1_u64 << 20).to_be_bytes());
+        put(36, &1_u32.to_be_bytes());
+        put(40, &(3_u64 << 16).to_be_bytes());
+        put(48, &(1_u64 << 16).to_be_bytes());
+        put(56, &1_u32.to_be_bytes());
+        put(96, &4_u32.to_be_bytes());
+        put(100, &104_u32.to_be_bytes());
+        put(512, backing.as_bytes());
+        header
+    }
+
+    #[test]
+    fn what_a_disk_is_based_on_lies_beside_it() {
+        let root = image(&["base.raw"]);
+        let disk = |name: &str| root.path().join("disk").join(name);
+        std::fs::write(disk("a.qcow2"), lies_on("./base.raw")).unwrap();
+        assert_eq!(name(&root, false), Ok(Some("a.qcow2".to_owned())));
+        std::fs::write(disk("top.qcow2"), lies_on("a.qcow2")).unwrap();
+        assert_eq!(name(&root, false), Ok(Some("top.qcow2".to_owned())));
+        // Two disks on the same base, and two that lie on one another.
+        std::fs::write(disk("top.qcow2"), lies_on("base.raw")).unwrap();
+        let two = ["a.qcow2", "top.qcow2"].map(str::to_owned).to_vec();
+        assert_eq!(name(&root, false), Err(ImageError::Several(two.clone())));
+        std::fs::remove_file(disk("base.raw")).unwrap();
+        std::fs::write(disk("a.qcow2"), lies_on("top.qcow2")).unwrap();
+        std::fs::write(disk("top.qcow2"), lies_on("a.qcow2")).unwrap();
+        assert_eq!(name(&root, false), Err(ImageError::Several(two)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod growth;
 mod hot_disk;
 mod mirror;
 mod pet;
+mod pet_disks;
 mod pet_exec;
 mod pet_file_disk;
 mod pet_mounts;

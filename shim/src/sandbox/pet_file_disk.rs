@@ -14,7 +14,8 @@ use thiserror::Error;
 
 use super::error::TaskError;
 use super::mirror::{MirrorError, Original, read_volume};
-use super::pet_plan::{SEED_SERIAL, options};
+use super::pet_disks::options;
+use super::pet_plan::SEED_SERIAL;
 use super::pet_volumes::bind_mounts;
 use crate::machine::disks::DiskSet;
 use crate::machine::seed::in_memory;
@@ -48,7 +49,8 @@ pub enum FileDiskError {
     Memory(#[source] io::Error),
 }
 
-/// Adds the volumes of `spec` that are `annotated` as disks and are none yet; yields their places.
+/// Adds the volumes of `spec` that are `annotated` as disks and are none yet, with `queues` unless the pod says how
+/// many; yields their places.
 ///
 /// # Errors
 /// [`TaskError::FileDisk`], [`TaskError::Invalid`] name the place.
@@ -57,6 +59,7 @@ pub fn add<'a>(
     annotated: &'a [Disk],
     spec: &Spec,
     boot_path: Option<&str>,
+    queues: u16,
 ) -> Result<Vec<&'a Path>, TaskError> {
     let mut places = Vec::new();
     for disk in annotated {
@@ -75,7 +78,7 @@ pub fn add<'a>(
             let why = format!("podvisor.io/disks: no volume of this machine is at {path}");
             TaskError::Invalid(why)
         })?;
-        let mut options = options(Some(disk), &free_serial(path, disks, annotated));
+        let mut options = options(Some(disk), &free_serial(path, disks, annotated), queues);
         options.path = path.to_owned();
         options.read_only = true;
         let stored = of_volume(source, &options.serial);

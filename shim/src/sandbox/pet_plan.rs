@@ -4,17 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
-use podvisor_annotations::value::boot::BootDevice;
-use podvisor_annotations::value::disk::{CacheMode as Cache, Disk};
-use podvisor_annotations::value::guest::PowerAction;
+use podvisor_annotations::Annotations;
+use podvisor_annotations::value::disk::Disk;
+use podvisor_annotations::value::guest::{ConsoleKind, PowerAction};
 use podvisor_devices::fs::{CachePolicy, ExportOptions, Writes};
-use podvisor_devices::virtio::block::image::CacheMode;
-use podvisor_proto::agent::v1::boot_source::Kind as BootFrom;
-use podvisor_proto::agent::v1::{BootMachineRequest, BootSource};
+use podvisor_proto::agent::v1::BootMachineRequest;
 use podvisor_seed::Nic as SeedNic;
 use podvisor_vmm::ResetPolicy;
 
 use super::error::TaskError;
+use super::pet_disks::{boot_sources, options, queues};
 use super::pet_file_disk;
 use super::pet_network::CardsPlan;
 use super::pet_volumes::{self, MachineVolume, VolumePlan};
@@ -24,7 +23,7 @@ use crate::guest::pet_disk::{DiskOptions, PetDisk};
 use crate::guest::{MachinePlan, PetParts, SharedFolder};
 use crate::host::{DiskRequest, HostOps};
 use crate::machine::disks::{
-    BOOT_SERIAL, BootDisk, DiskSet, DisksError, OpenDisks, open_for_reading,
+    BOOT_SERIAL, BootDisk, DiskSet, DisksError, OpenDisks, layer_folder, open_for_reading,
 };
 use crate::machine::identity::Identity;
 use crate::machine::seed::{SeedPlan, user_data};
@@ -33,12 +32,15 @@ use crate::machine::store::{self, Found, Origin};
 use crate::pod::hardware;
 use crate::pod::network::PodNetwork;
 use crate::pod::resources::Share;
+use crate::pod::room::Room;
 use crate::pod::{Bundle, block_devices};
 
 /// The export that a machine without a disk has its root on.
 pub(super) const TREE: &str = "root";
 /// The seed disk's serial number.
 pub(super) const SEED_SERIAL: &str = "podvisor-seed";
+/// Has a kernel speak to the first virtio console.
+const VIRTIO_CONSOLE: &str = "console=hvc0";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where CRI tells an image's name, and who the pod is.
 const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
@@ -75,6 +77,8 @@ struct Input<'a> {
     spec: &'a Spec,
     root: &'a Path,
     host: &'a dyn HostOps,
+    /// Queues of a disk of which the pod says nothing else.
+    queues: u16,
 }
 
 impl PetPlan {
@@ -96,6 +100,7 @@ impl PetPlan {
             spec,
             root,
             host,
+            queues: queues(pod.room(true)?.booted.vcpus),
         };
         let identity = identity(pod);
         let mut notes = Vec::new();
@@ -107,7 +112,8 @@ impl PetPlan {
             others: input.other_disks()?,
         };
         let annotated = pod.annotations.disks.as_slice();
-        elsewhere.extend(pet_file_disk::add(&mut disks, annotated, spec, boot_path)?);
+        let files = pet_file_disk::add(&mut disks, annotated, spec, boot_path, input.queues)?;
+        elsewhere.extend(files);
         let (mut shares, volumes) = VolumePlan::of(spec, host, &elsewhere)?.into_parts();
         notes.extend(pet_volumes::note(&volumes));
         if is_tree {
@@ -122,7 +128,7 @@ impl PetPlan {
             stage: BootStage {
                 request: BootMachineRequest {
                     sources: boot_sources(&disks, order, boot_path, is_tree)?,
-                    kernel_args: kernel_args(&pod.annotations, machine.room),
+                    kernel_args: machine_args(&pod.annotations, machine.room),
                     ..BootMachineRequest::default()
                 },
                 boot_timeout: pod.config.boot_timeout,
@@ -137,6 +143,17 @@ impl PetPlan {
             share,
         })
     }
+}
+
+/// Further words for the machine's kernel. A system that is not made for us speaks to its serial port at
+/// most.
+fn machine_args(annotations: &Annotations, room: Room) -> Vec<String> {
+    let mut words = kernel_args(annotations, room);
+    let is_virtio = annotations.console == Some(ConsoleKind::Virtio);
+    if is_virtio && !words.iter().any(|word| word == VIRTIO_CONSOLE) {
+        words.push(VIRTIO_CONSOLE.to_owned());
+    }
+    words
 }
 
 fn policy(action: PowerAction) -> ResetPolicy {
@@ -222,13 +239,13 @@ impl Input<'_> {
     ) -> Result<Option<(BootDisk, DiskOptions)>, TaskError> {
         let path = boot_path(&source).unwrap_or_default();
         let annotated = self.annotated(path).or_else(|| self.annotated("/"));
-        let options = options(annotated, BOOT_SERIAL);
+        let options = options(annotated, BOOT_SERIAL, self.queues);
         let boot = match source {
             Source::Tree => return Ok(None),
             Source::Image(image) => {
                 // Whether it is a disk shows now, when somebody waits for the answer.
                 open_for_reading(&image)?;
-                BootDisk::Image(image, bundle.path.clone())
+                BootDisk::Image(image, layer_folder(&bundle.path))
             }
             Source::Volume(volume, image) => {
                 let origin = image.as_ref().map(|image| {
@@ -278,7 +295,7 @@ impl Input<'_> {
                 continue;
             }
             let serial = format!("disk{}", disks.len());
-            let mut options = options(self.annotated(&path), &serial);
+            let mut options = options(self.annotated(&path), &serial, self.queues);
             options.path = path;
             disks.push((self.stored(block.disk)?, options));
         }
@@ -351,76 +368,6 @@ impl Input<'_> {
             agent: self.pod.release.agent(),
         })
     }
-}
-
-/// How a disk is attached, by what the pod says of it.
-pub(super) fn options(annotated: Option<&Disk>, serial: &str) -> DiskOptions {
-    let mut options = DiskOptions {
-        serial: serial.to_owned(),
-        queues: 1,
-        ..DiskOptions::default()
-    };
-    let Some(disk) = annotated else {
-        return options;
-    };
-    if let Some(serial) = &disk.serial {
-        options.serial = serial.as_str().to_owned();
-    }
-    options.read_only = disk.ro;
-    options.queues = disk.queues.map_or(1, |queues| queues.get().into());
-    options.pci = disk.pci.map(|slot| slot.get());
-    options.thread = disk.iothread.map(|thread| thread.get());
-    options.iops = disk.iops.map(|limit| limit.get());
-    options.bps = disk.bps.map(|limit| limit.bytes());
-    options.cache = match disk.cache {
-        None | Some(Cache::Writeback) => CacheMode::Writeback,
-        Some(Cache::None) => CacheMode::None,
-        Some(Cache::Writethrough) => CacheMode::Writethrough,
-        Some(Cache::Unsafe) => CacheMode::Unsafe,
-    };
-    options
-}
-
-/// What the machine boots from, in order: as the pod says, or what makes it a machine.
-fn boot_sources(
-    disks: &DiskSet,
-    order: &[BootDevice],
-    boot_path: Option<&str>,
-    is_tree: bool,
-) -> Result<Vec<BootSource>, TaskError> {
-    let from = |kind| BootSource { kind: Some(kind) };
-    let serial = |options: &DiskOptions| from(BootFrom::DiskSerial(options.serial.clone()));
-    if is_tree && order.is_empty() {
-        return Ok(vec![from(BootFrom::Tree(TREE.to_owned()))]);
-    }
-    let mut sources = Vec::new();
-    for device in order {
-        let BootDevice::Disk(path) = device else {
-            let why =
-                format!("podvisor.io/boot-order: {device}: no machine boots from the network");
-            return Err(TaskError::Invalid(why));
-        };
-        let is_boot = boot_path == Some(path.as_str());
-        let boot = disks.boot.as_ref().filter(|_| is_boot);
-        let boot = boot.map(|(_, options)| options);
-        let other = disks
-            .others
-            .iter()
-            .find(|(_, options)| options.path == path.as_str());
-        let options = boot.or_else(|| other.map(|(_, options)| options));
-        let options = options.ok_or_else(|| {
-            TaskError::Invalid(format!(
-                "podvisor.io/boot-order: no disk of this machine is {path}"
-            ))
-        })?;
-        sources.push(serial(options));
-    }
-    if sources.is_empty() {
-        let all = disks.boot.iter().map(|(_, options)| options);
-        let all = all.chain(disks.others.iter().map(|(_, options)| options));
-        sources.extend(all.map(serial));
-    }
-    Ok(sources)
 }
 
 /// Completes a machine whose disks are open and whose network is known.

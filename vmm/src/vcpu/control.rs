@@ -21,6 +21,8 @@ struct State {
     order: Order,
     /// A reset that is not done yet; processors park for it whatever the order.
     reset: Option<RestartCause>,
+    /// Whether the owner wants it off: then a power-off ends it, whatever its policy.
+    ends_when_off: bool,
     /// Threads of processors that are parked.
     parked: usize,
     /// Threads of processors that have not ended.
@@ -84,6 +86,7 @@ impl Control {
         let state = State {
             order: Order::Park,
             reset: None,
+            ends_when_off: false,
             parked: 0,
             alive: vcpus,
             has_resetter: policies.has_restart(),
@@ -187,6 +190,11 @@ impl Control {
         self.announce(&state);
     }
 
+    /// Has the guest's next power-off end the machine also when it would start over.
+    pub(crate) fn end_when_off(&self) {
+        self.lock().ends_when_off = true;
+    }
+
     /// Orders a reset, or the end of a machine that ends at a reset; `false` when it has ended.
     /// During a reset the first cause stays.
     pub(crate) fn order_reset(&self, cause: RestartCause) -> bool {
@@ -194,7 +202,11 @@ impl Control {
         if state.order == Order::End {
             return false;
         }
-        match self.policies.of(cause) {
+        let policy = match cause {
+            RestartCause::PowerOff if state.ends_when_off => ResetPolicy::End,
+            cause => self.policies.of(cause),
+        };
+        match policy {
             ResetPolicy::End => {
                 state.order = Order::End;
                 state.reason.get_or_insert(cause.into());
@@ -358,6 +370,30 @@ mod tests {
         assert!(!control.order_park());
         assert!(!control.wait_parked());
         assert!(!control.order_reset(RestartCause::Owner));
+    }
+
+    #[test]
+    fn a_machine_that_starts_over_when_it_is_off_ends_once_its_owner_wants_it_off() {
+        let control = Control::new(
+            0,
+            Policies {
+                poweroff: ResetPolicy::Restart,
+                ..RESTART
+            },
+        );
+        control.order_run();
+        assert!(control.order_reset(RestartCause::PowerOff));
+        assert_eq!(control.wait_reset(), Some(RestartCause::PowerOff));
+        control.reset_done();
+        control.end_when_off();
+        // A reboot on the way is none of it.
+        assert!(control.order_reset(RestartCause::Guest));
+        assert_eq!(control.wait_reset(), Some(RestartCause::Guest));
+        control.reset_done();
+        assert!(control.order_reset(RestartCause::PowerOff));
+        assert_eq!(control.wait_reset(), None);
+        control.leave_resetter(|reason| reason);
+        assert_eq!(control.wait_ended(), EndReason::Shutdown);
     }
 
     /// Carries out resets until the end; how many those were.

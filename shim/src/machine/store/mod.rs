@@ -118,7 +118,7 @@ pub fn whole_device(mut file: File, read_only: bool) -> Result<StoredDisk, Store
 /// Looks into `volume`; `origin` tells of the image's disk, if there is one.
 ///
 /// # Errors
-/// [`StoreError`]; nothing is changed.
+/// [`StoreError`]; nothing is changed but where the record of a device lies that has grown.
 pub fn open(
     host: &dyn HostOps,
     volume: &Volume,

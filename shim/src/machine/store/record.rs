@@ -27,6 +27,10 @@ pub struct Record {
     pub origin: Origin,
     /// Tells this copy from every other one: 128 random bits, in hexadecimal.
     pub generation: String,
+    /// The length in bytes of the device that it is noted at the end of. A record elsewhere on the device is
+    /// another one's, such as that of a volume which the machine itself keeps in a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_len: Option<u64>,
 }
 
 impl Origin {
@@ -59,6 +63,7 @@ impl Record {
         Ok(Self {
             origin,
             generation: format!("{:032x}", random()?),
+            device_len: None,
         })
     }
 

@@ -205,6 +205,19 @@ pub fn open_copy_on_write(
     chain.disk(Stack::new(top, layers))
 }
 
+/// The name of the file that the image in `file` lies on; None for one that lies on none, or is no qcow2
+/// image that can be used.
+#[must_use]
+pub fn backing_name(file: &File) -> Option<String> {
+    Some(Header::read(file).ok()?.backing?.name)
+}
+
+/// Whether the host can use `file` with [`CacheMode::None`].
+#[must_use]
+pub fn has_direct_io(file: &File) -> bool {
+    DiskFile::has_direct_io(file)
+}
+
 /// A file for [`open_copy_on_write`] in `folder` that has no name: it is gone when it is closed,
 /// however this process ends.
 ///

@@ -54,6 +54,11 @@ impl DiskFile {
         Ok(Self { file, direct })
     }
 
+    /// Whether the host opens `file` for direct I/O.
+    pub fn has_direct_io(file: &File) -> bool {
+        Direct::of(file).is_ok()
+    }
+
     /// What to do `operation` on. Pages of the one way and direct I/O of the other do not
     /// contradict each other: the kernel writes them back, or drops them, first.
     pub(super) fn descriptor(&self, operation: &DiskOperation) -> RawFd {
@@ -135,6 +140,7 @@ mod tests {
         // An anonymous file in memory: either the kernel says that it has none, or it takes the
         // flag and means it.
         let file = File::open("/proc/self/status").unwrap();
+        assert!(!DiskFile::has_direct_io(&file));
         let error = DiskFile::new(file, CacheMode::None).err().unwrap();
         assert!(error.to_string().contains("cache mode none"), "{error}");
     }

@@ -1,6 +1,6 @@
 //! How machines end that do not do so by themselves, and what is told of it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use podvisor_tests::Cri;
@@ -52,7 +52,7 @@ fn deaf(cri: &Cri) -> Result<()> {
     Ok(())
 }
 
-/// `on-reboot: stop` and `on-poweroff: restart`.
+/// `on-reboot: stop` and `on-poweroff: restart`, and a stop of such a machine.
 fn actions(cri: &Cri) -> Result<()> {
     let pod = machine_pod(cri, "actions")
         .annotation("podvisor.io/on-reboot", "stop")
@@ -67,5 +67,22 @@ fn actions(cri: &Cri) -> Result<()> {
     console.send("reboot\n")?;
     let status = machine.wait(SOON)?;
     ensure!(status.exit_code == 0, "{status:?}");
+    machine.remove()?;
+    // Who stops it wants it off: it does not start over until it is killed.
+    let again = super::machine(&pod, BUSYBOX).attempt(1).start()?;
+    logged_in(&again)?;
+    let begin = Instant::now();
+    again.stop(SOON)?;
+    let took = begin.elapsed();
+    let status = again.status()?;
+    ensure!(
+        status.exit_code == 0 && took < SOON,
+        "after {took:?}: {status:?}"
+    );
+    let log = again.log()?.stdout;
+    ensure!(
+        log.contains(": end of boot 1\n") && !log.contains(": boot 2\n"),
+        "{log}"
+    );
     Ok(())
 }

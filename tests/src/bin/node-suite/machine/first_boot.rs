@@ -1,11 +1,13 @@
 //! A machine's first boot, and what people do with it then: its console, its transcript, its network,
 //! commands, files, forwarded ports, and the power button.
 
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use podvisor_tests::streaming::Wanted;
 use podvisor_tests::streaming::channel::{STATUS, STDIN, STDOUT};
 use podvisor_tests::streaming::port_channel::DATA;
@@ -36,6 +38,7 @@ fn qcow2(cri: &Cri) -> Result<()> {
     commands(&machine).with_context(|| transcript(&machine))?;
     window_size(&mut console)?;
     console.run("echo kept > /var/kept; sync")?;
+    layer(&pod)?;
     power_button(&machine)?;
     drop(console);
     // What was written is gone with the machine: the next one has the image's disk again.
@@ -146,6 +149,23 @@ fn window_size(console: &mut Console) -> Result<()> {
         let size = console.run("stty size < /dev/ttyS0")?;
         Ok((size == "37 101").then_some(()))
     })
+}
+
+/// What the machine writes lies in a file without a name on a disk of the node's, not in memory.
+fn layer(pod: &Pod<'_>) -> Result<()> {
+    let mut layers = 0;
+    for open in fs::read_dir(format!("/proc/{}/fd", pod.shim_pid()?))? {
+        let open = open?.path();
+        let target = fs::read_link(&open).unwrap_or_default();
+        let target = target.to_string_lossy();
+        if target.contains("/io.containerd.runtime.v2.task/") && target.ends_with(" (deleted)") {
+            let file_system = statfs(&open)?.filesystem_type();
+            ensure!(file_system != TMPFS_MAGIC, "{target} is in memory");
+            layers += 1;
+        }
+    }
+    ensure!(layers > 0, "the shim has no layer open");
+    Ok(())
 }
 
 /// A stop presses the power button: the machine ends by itself, within the grace period.
