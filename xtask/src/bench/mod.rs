@@ -16,7 +16,7 @@ use crate::{dist, packages, process, workspace};
 use programs::{Bench, Programs};
 
 /// Benchmarks that compare by instructions where there is no real processor to time.
-const BY_INSTRUCTIONS: &[&str] = &["boot", "machine", "net", "pod"];
+const BY_INSTRUCTIONS: &[&str] = &["boot", "net", "pod"];
 /// Benchmarks that boot the images of machines.
 const OF_MACHINES: &[&str] = &["machine"];
 /// Benchmarks of plain computation: they need neither virtualization nor containerd.
