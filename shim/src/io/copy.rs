@@ -150,10 +150,10 @@ impl Streams {
         self.outputs.push(copy);
     }
 
-    /// Sets the copy of stdin, and the end of it that keeps it open.
+    /// Sets the copy of stdin, and the end of it that keeps it open, unless it was closed before.
     pub(super) fn set_input(&mut self, copy: JoinHandle<()>, held_open: pipe::Sender) {
         self.input = Some(copy);
-        self.held_open = Some(held_open);
+        self.held_open = (!self.is_input_closed).then_some(held_open);
     }
 
     /// Begins to copy stdin, at the process's start: whoever writes earlier (`ctr tasks exec`) may come to
@@ -170,8 +170,7 @@ impl Streams {
             held_open,
         }) = Input::open(&address)?
         {
-            self.input = Some(tokio::spawn(copy_input(receiver, stream)));
-            self.held_open = (!self.is_input_closed).then_some(held_open);
+            self.set_input(tokio::spawn(copy_input(receiver, stream)), held_open);
         }
         Ok(())
     }
@@ -209,16 +208,35 @@ impl Drop for Streams {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
+    use tempfile::TempDir;
 
     use super::*;
 
+    /// A FIFO, and the folder that keeps it.
+    fn fifo(name: &str) -> (TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        (folder, path)
+    }
+
+    /// The streams of a process that has stdin alone, and that in this process.
+    fn attached(stdin: &Path) -> (Streams, DuplexStream) {
+        let stdio = Stdio {
+            stdin: stdin.display().to_string(),
+            ..Stdio::default()
+        };
+        let (streams, ends) = attach_here(&stdio).unwrap();
+        (streams, ends.stdin.unwrap())
+    }
+
     #[tokio::test]
     async fn output_survives_a_reader_that_goes_and_comes_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("stdout");
-        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let (_folder, path) = fifo("stdout");
         let output = Output::open(&StdioAddress::Path(path.clone()))
             .unwrap()
             .unwrap();
@@ -237,14 +255,8 @@ mod tests {
 
     #[tokio::test]
     async fn input_is_taken_from_the_start_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("stdin");
-        mkfifo(&path, Mode::S_IRWXU).unwrap();
-        let stdio = Stdio {
-            stdin: path.display().to_string(),
-            ..Stdio::default()
-        };
-        let (mut streams, ends) = attach_here(&stdio).unwrap();
+        let (_folder, path) = fifo("stdin");
+        let (mut streams, mut stdin) = attached(&path);
         let writer = pipe::OpenOptions::new().open_sender(&path);
         assert!(writer.is_err(), "nobody reads before the start");
         streams.begin_input().unwrap();
@@ -253,34 +265,24 @@ mod tests {
         drop(writer);
         streams.close_input();
         let mut text = String::new();
-        let mut stdin = ends.stdin.unwrap();
         stdin.read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "typed");
     }
 
     #[tokio::test]
     async fn input_that_was_closed_early_ends_at_the_start() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("stdin");
-        mkfifo(&path, Mode::S_IRWXU).unwrap();
-        let stdio = Stdio {
-            stdin: path.display().to_string(),
-            ..Stdio::default()
-        };
-        let (mut streams, ends) = attach_here(&stdio).unwrap();
+        let (_folder, path) = fifo("stdin");
+        let (mut streams, mut stdin) = attached(&path);
         streams.close_input();
         streams.begin_input().unwrap();
         let mut text = String::new();
-        let mut stdin = ends.stdin.unwrap();
         stdin.read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "");
     }
 
     #[tokio::test]
     async fn input_ends_only_after_it_was_closed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("stdin");
-        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let (_folder, path) = fifo("stdin");
         let Input {
             receiver,
             held_open,

@@ -68,6 +68,16 @@ pub struct ExecPlan {
     pub stdio: Stdio,
 }
 
+impl ExecPlan {
+    /// The process that it becomes.
+    pub fn process(&self) -> ProcessId {
+        ProcessId {
+            container: self.container_id.clone(),
+            exec: self.exec_id.clone(),
+        }
+    }
+}
+
 /// A container that was made.
 #[derive(Default)]
 pub struct Made {
@@ -204,15 +214,12 @@ pub(super) async fn root_folder(
 /// # Errors
 /// [`TaskError`]; nothing of it is left.
 pub(super) async fn exec(link: &Link, plan: ExecPlan) -> Result<Streams, TaskError> {
+    let process = plan.process();
     let request = CreateExecRequest {
-        container_id: plan.container_id.clone(),
-        exec_id: plan.exec_id.clone(),
+        container_id: plan.container_id,
+        exec_id: plan.exec_id,
         process_json: plan.process_json,
         stdio: Some(wanted(&plan.stdio, (0, 0))),
-    };
-    let process = ProcessId {
-        container: plan.container_id,
-        exec: plan.exec_id,
     };
     let created = match link.agent.create_exec(request).await {
         Ok(created) => created,

@@ -368,7 +368,7 @@ impl Actor {
             }
             if task.paused {
                 return Err(TaskError::Refused {
-                    process: format!("exec {} of container {}", plan.exec_id, plan.container_id),
+                    process: plan.process().to_string(),
                     source: Refusal::Paused,
                 });
             }

@@ -56,10 +56,7 @@ impl Actor {
         let out = self.outbox.clone();
         tokio::spawn(async move {
             let result = prepare(qga, &plan).await;
-            let process = ProcessId {
-                container: plan.container_id,
-                exec: plan.exec_id,
-            };
+            let process = plan.process();
             let _ = out.send(Message::QgaPrepared {
                 process,
                 result,

@@ -164,10 +164,7 @@ pub(super) async fn container(
 }
 
 pub(super) async fn exec(link: Link, plan: ExecPlan, reply: Reply<()>, out: Outbox) {
-    let process = ProcessId {
-        container: plan.container_id.clone(),
-        exec: plan.exec_id.clone(),
-    };
+    let process = plan.process();
     let result = create::exec(&link, plan).await;
     let _ = out.send(Message::ExecCreated {
         process,
