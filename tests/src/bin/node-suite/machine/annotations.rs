@@ -206,7 +206,7 @@ fn disks_and_cards(cri: &Cri) -> Result<()> {
         &["podvisor.io/nics", "net1", "1450"],
     )?;
     let (data, slow) = (LoopDevice::new(DATA_LEN)?, LoopDevice::new(DATA_LEN)?);
-    let disks = "- {path: /dev/data, ro: true, serial: DATA01, pci: '00:0a.0', queues: 1}\n\
+    let disks = "- {path: /dev/data, ro: true, serial: DATA01, pci: '00:0a.0', queues: 1, cache: none}\n\
          - {path: /dev/slow, serial: SLOW01, iops: 20, cache: writethrough, iothread: 1}\n";
     let pod = machine_pod(cri, "disks")
         .annotation("podvisor.io/cpus", "2")
