@@ -79,11 +79,11 @@ impl Console {
         })
     }
 
-    /// Waits for a login prompt and logs in; without a password, where nobody is asked for one.
+    /// Waits for a login prompt.
     ///
     /// # Errors
-    /// When there is no prompt within `limit`.
-    pub fn log_in(&mut self, user: &str, password: Option<&str>, limit: Duration) -> Result<()> {
+    /// When there is none within `limit`.
+    pub fn expect_login(&mut self, limit: Duration) -> Result<()> {
         // It may have been shown before anyone was attached: an empty name brings another one.
         wait::until("a login prompt", limit, || {
             let shown = self.look_for(" login: ", PROMPT)?;
@@ -92,7 +92,16 @@ impl Console {
             }
             Ok(shown)
         })
-        .with_context(|| format!("the console shows {:?}", self.unread))?;
+        .map(drop)
+        .with_context(|| format!("the console shows {:?}", self.unread))
+    }
+
+    /// Waits for a login prompt and logs in; without a password, where nobody is asked for one.
+    ///
+    /// # Errors
+    /// When there is no prompt within `limit`.
+    pub fn log_in(&mut self, user: &str, password: Option<&str>, limit: Duration) -> Result<()> {
+        self.expect_login(limit)?;
         self.send(&format!("{user}\n"))?;
         if let Some(password) = password {
             self.expect("Password: ", ANSWER)?;

@@ -19,10 +19,10 @@ const IMAGE: &str = "docker.io/podvisor/debian-machine:13";
 const LAYOUT: &str = "debian-machine";
 /// Memory of either machine.
 const MEMORY_MIB: u32 = 512;
-/// What both consoles are watched for: other lines may come between it and the name before it.
-const PROMPT: &str = "login: ";
 /// A machine that is not up by then will not be, on an emulated node either.
-const BOOT_LIMIT: Duration = Duration::from_mins(15);
+const BOOT_LIMIT: Duration = Duration::from_mins(6);
+/// How many boots may fail: a pair with such a boot is measured again, and the failures are told.
+const FAILURES: u32 = 3;
 /// What the user of both machines says: enough for cloud-init to have its usual work.
 const USER_DATA: &str = "#cloud-config\npassword: bench\nchpasswd: {expire: false}\n";
 
@@ -39,46 +39,55 @@ fn main() -> Result<()> {
     let cri = Cri::connect()?;
     cri.ensure_image(IMAGE)?;
     let qemu = qemu::Machine::prepare()?;
-    let ours = || ours::boot(&cri).map(|took| said("ours", took));
-    let other = || qemu.boot().map(|took| said("QEMU", took));
+    let ours = || told("ours", ours::boot(&cri));
+    let other = || told("QEMU", qemu.boot());
     // Both once, unmeasured: files are then in memory for either.
     eprintln!("warm-up");
     ours()?;
     other()?;
     let begun = Instant::now();
-    let (mut podvisor, mut qemus) = (Vec::new(), Vec::new());
-    for pair in 0..pairs {
-        if begun.elapsed() > LIMIT {
-            break;
-        }
-        eprintln!("pair {} of {pairs}", pair + 1);
+    let (mut measured, mut failures) = (Vec::new(), 0);
+    while measured.len() < pairs && begun.elapsed() < LIMIT {
+        eprintln!("pair {} of {pairs}", measured.len() + 1);
         // Whoever comes second finds warmer caches: take turns.
-        if pair % 2 == 0 {
-            podvisor.push(ours()?);
-            qemus.push(other()?);
+        let (our, its) = if measured.len() % 2 == 0 {
+            let our = ours();
+            (our, other())
         } else {
-            qemus.push(other()?);
-            podvisor.push(ours()?);
+            let its = other();
+            (ours(), its)
+        };
+        match our.and_then(|our| Ok((our, its?))) {
+            Ok(pair) => measured.push(pair),
+            Err(error) if failures == FAILURES => return Err(error),
+            Err(_) => failures += 1,
         }
     }
-    report(&podvisor, &qemus)
+    report(&measured)?;
+    print_figure("machine.failures", failures.into(), "pairs");
+    Ok(())
 }
 
-/// Tells how long a boot has taken; yields its seconds.
-fn said(whose: &str, took: Duration) -> f64 {
-    eprintln!("{whose}: {took:?}");
-    took.as_secs_f64()
+/// Tells how a boot went; yields its seconds.
+fn told(whose: &str, boot: Result<Duration>) -> Result<f64> {
+    match &boot {
+        Ok(took) => eprintln!("{whose}: {took:?}"),
+        Err(error) => eprintln!("{whose}: {error:#}"),
+    }
+    Ok(boot?.as_secs_f64())
 }
 
-fn report(ours: &[f64], qemus: &[f64]) -> Result<()> {
-    let median = |sample: &[f64]| Median::of(sample).context("too few pairs for an interval");
-    let ratios: Vec<f64> = ours.iter().zip(qemus).map(|(a, b)| a / b).collect();
-    print_figure("machine.login", median(ours)?.value, "s");
-    print_figure("machine.login_qemu", median(qemus)?.value, "s");
-    let ratio = median(&ratios)?;
+fn report(pairs: &[(f64, f64)]) -> Result<()> {
+    let median = |of: fn(&(f64, f64)) -> f64| {
+        let sample: Vec<f64> = pairs.iter().map(of).collect();
+        Median::of(&sample).context("too few pairs for an interval")
+    };
+    print_figure("machine.login", median(|pair| pair.0)?.value, "s");
+    print_figure("machine.login_qemu", median(|pair| pair.1)?.value, "s");
+    let ratio = median(|pair| pair.0 / pair.1)?;
     print_figure("machine.login_ratio", ratio.value, "ratio");
     print_figure("machine.login_ratio_low", ratio.low, "ratio");
     print_figure("machine.login_ratio_high", ratio.high, "ratio");
-    print_figure("machine.pairs", ratios.len() as f64, "pairs");
+    print_figure("machine.pairs", pairs.len() as f64, "pairs");
     Ok(())
 }

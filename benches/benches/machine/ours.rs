@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use podvisor_tests::{Console, Cri, Handler, PodBuilder};
 
-use super::{BOOT_LIMIT, IMAGE, MEMORY_MIB, PROMPT, USER_DATA};
+use super::{BOOT_LIMIT, IMAGE, MEMORY_MIB, USER_DATA};
 
 /// Boots a new pod's machine; yields the time from the exec of its shim to the login prompt. What
 /// containerd does between the pod and its container is in it.
@@ -21,7 +21,7 @@ pub fn boot(cri: &Cri) -> Result<Duration> {
     let container = pod.container("machine").image(IMAGE).command(&["boot"]);
     let container = container.stdin().terminal().start()?;
     let mut console = Console::attach(&container)?;
-    let shown = console.expect(PROMPT, BOOT_LIMIT);
+    let shown = console.expect_login(BOOT_LIMIT);
     let took = age(shim)?;
     shown.with_context(|| match container.log() {
         Ok(log) => log.stdout,

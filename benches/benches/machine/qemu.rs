@@ -1,9 +1,11 @@
 //! The same disk in QEMU: SeaBIOS, GRUB and a q35 with virtio devices.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -11,7 +13,12 @@ use podvisor_seed::{Identity, Seed, UserData};
 use podvisor_tests::registry;
 use tempfile::TempDir;
 
-use super::{BOOT_LIMIT, LAYOUT, MEMORY_MIB, PROMPT, USER_DATA};
+use super::{BOOT_LIMIT, LAYOUT, MEMORY_MIB, USER_DATA};
+
+/// As the suite's console knows it.
+const PROMPT: &[u8] = b" login: ";
+/// A console that is silent for so long is asked for its prompt, as the suite's is.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// What QEMU boots.
 pub struct Machine {
@@ -78,30 +85,44 @@ impl Machine {
             .args(["-device", "virtio-blk-pci,drive=seed"])
             .args(["-nic", "user,model=virtio-net-pci"])
             .args(["-device", "virtio-rng-pci"])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         command
     }
 }
 
-/// Reads the console until it shows the prompt.
+/// Waits until the console shows the prompt; asks for it where it is silent.
 fn wait_for_prompt(emulator: &mut Child, begin: Instant) -> Result<()> {
-    let mut console = emulator.stdout.take().context("no console")?;
-    let (mut shown, mut piece) = (Vec::new(), [0; 4096]);
+    let output = emulator.stdout.take().context("no console")?;
+    let mut input = emulator.stdin.take().context("no console")?;
+    let (sender, pieces) = mpsc::channel();
+    // It ends with the emulator, whose end of the pipe it reads.
+    thread::spawn(move || send_pieces(output, &sender));
+    let mut shown = Vec::new();
     loop {
-        let len = console.read(&mut piece)?;
-        let Some(new) = piece.get(..len).filter(|new| !new.is_empty()) else {
-            bail!("QEMU ended: {}", String::from_utf8_lossy(&shown));
-        };
-        shown.extend_from_slice(new);
-        if shown
-            .windows(PROMPT.len())
-            .any(|text| text == PROMPT.as_bytes())
-        {
+        match pieces.recv_timeout(SILENCE) {
+            Ok(piece) => shown.extend(piece),
+            Err(RecvTimeoutError::Timeout) => input.write_all(b"\n")?,
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("QEMU ended: {}", String::from_utf8_lossy(&shown))
+            }
+        }
+        if shown.windows(PROMPT.len()).any(|text| text == PROMPT) {
             return Ok(());
         }
         if begin.elapsed() > BOOT_LIMIT {
             bail!("no prompt: {}", String::from_utf8_lossy(&shown));
+        }
+    }
+}
+
+/// Passes on what is written, until its end.
+fn send_pieces(mut output: ChildStdout, pieces: &Sender<Vec<u8>>) {
+    let mut piece = [0; 4096];
+    while let Ok(len @ 1..) = output.read(&mut piece) {
+        let Some(new) = piece.get(..len) else { break };
+        if pieces.send(new.to_vec()).is_err() {
+            break;
         }
     }
 }
