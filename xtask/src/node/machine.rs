@@ -50,17 +50,23 @@ const MODULE_FOLDERS_LEFT_OUT: &[&str] = &[
 /// Packages of the node beyond a minimal Debian.
 const PACKAGES: &[&str] = &[
     "apparmor",
+    // With it, dosfstools, fdisk, lvm2, mtools and xfsprogs tests make disks as machines have them.
+    "btrfs-progs",
     "busybox-static",
     "ca-certificates",
     "containerd",
     "containernetworking-plugins",
     "curl",
+    "dosfstools",
     "e2fsprogs",
+    "fdisk",
     "iproute2",
     "iptables",
     "iputils-ping",
     "jq",
     "kmod",
+    "lvm2",
+    "mtools",
     "nftables",
     "openssh-client",
     "procps",
@@ -74,6 +80,7 @@ const PACKAGES: &[&str] = &[
     "strace",
     // With it the CRI validation suite loads AppArmor profiles.
     "sudo",
+    "xfsprogs",
 ];
 
 /// Modules that the initial image loads: what it takes to mount the root and the shared folder. The node's init.sh loads the others.

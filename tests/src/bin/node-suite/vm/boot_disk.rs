@@ -9,16 +9,16 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use podvisor_tests::node;
 
-const BUSYBOX: &str = "/bin/busybox";
+pub const BUSYBOX: &str = "/bin/busybox";
 const SECTOR: u64 = 512;
 /// Where the only partition begins, in sectors.
 const FIRST: u32 = 2048;
 /// Length of the partition: the kernel has 6 MiB, its copies in other files as much.
 const MIB: u64 = 48;
-/// UUID of the file system.
+/// UUID of the file system that is the machine's root.
 pub const UUID: &str = "0b0e7d15-0000-4000-8000-000000000001";
 /// The machine's init: it says which boot configuration led to it.
-const INIT: &str = "#!/bin/busybox sh
+pub const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t devtmpfs dev /dev
 exec > /dev/kmsg 2>&1
@@ -66,7 +66,12 @@ pub fn write_tree(tree: &Path, layout: &Layout<'_>) -> Result<()> {
         fs::write(tree.join("boot/vmlinuz-6"), bzimage()?)?;
         symlink("boot/vmlinuz-6", tree.join("vmlinuz"))?;
     }
-    for (path, content) in layout.files {
+    write_files(tree, layout.files)
+}
+
+/// Writes files with the folders that they are in.
+pub fn write_files(tree: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+    for (path, content) in files {
         let path = tree.join(path);
         fs::create_dir_all(path.parent().context("a path without a folder")?)?;
         fs::write(path, content)?;
@@ -80,16 +85,39 @@ pub fn write(folder: &Path, name: &str, layout: &Layout<'_>) -> Result<PathBuf> 
     write_tree(&tree, layout)?;
     let disk = folder.join(name);
     partitioned(&disk)?;
-    let offset = u64::from(FIRST) * SECTOR;
-    let made = Command::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-L", "root", "-U", UUID, "-d"])
-        .arg(&tree)
-        .args(["-E", &format!("offset={offset}")])
-        .arg(&disk)
-        .arg(format!("{MIB}M"))
-        .status()?;
-    ensure!(made.success(), "mke2fs: {made}");
+    let root = Ext4 {
+        label: "root",
+        uuid: UUID,
+        offset: u64::from(FIRST) * SECTOR,
+        len_mib: MIB,
+    };
+    root.write(&tree, &disk)?;
     Ok(disk)
+}
+
+/// An ext4 file system, somewhere in a file or device.
+pub struct Ext4<'a> {
+    pub label: &'a str,
+    pub uuid: &'a str,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    pub len_mib: u64,
+}
+
+impl Ext4<'_> {
+    /// Writes it with the files of `tree`.
+    pub fn write(&self, tree: &Path, file: &Path) -> Result<()> {
+        let made = Command::new("mke2fs")
+            .args(["-q", "-F", "-t", "ext4", "-L", self.label, "-U", self.uuid])
+            .arg("-d")
+            .arg(tree)
+            .args(["-E", &format!("offset={}", self.offset)])
+            .arg(file)
+            .arg(format!("{}M", self.len_mib))
+            .status()?;
+        ensure!(made.success(), "mke2fs: {made}");
+        Ok(())
+    }
 }
 
 fn write_program(path: &Path, text: &str) -> Result<()> {

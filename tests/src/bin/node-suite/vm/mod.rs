@@ -1,15 +1,19 @@
 //! Machines without a pod: what the VMM alone promises.
 
 mod boot_disk;
+mod boot_images;
+mod boot_partitions;
 mod boot_stage;
 mod cards;
 mod consoles;
 mod ends;
+mod file_systems;
 mod guest;
 mod machine_agent;
 mod machines;
 mod restarts;
 mod shapes;
+mod volume_group;
 
 use crate::case::{Case, Tier};
 
@@ -17,6 +21,7 @@ pub fn cases() -> Vec<Case> {
     [
         machines::cases(),
         boot_stage::cases(),
+        file_systems::cases(),
         machine_agent::cases(),
         shapes::cases(),
         cards::cases(),
