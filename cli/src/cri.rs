@@ -92,30 +92,24 @@ impl Cri {
         Ok(reply.pod_sandbox_id)
     }
 
-    /// Stops everything in a pod.
+    /// Stops everything in a pod. One that is gone has stopped.
     pub async fn stop_sandbox(&self, id: &str) -> Result<(), CallError> {
         let request = StopPodSandboxRequest {
             pod_sandbox_id: id.to_owned(),
         };
-        call(
-            "StopPodSandbox",
-            self.runtime.clone().stop_pod_sandbox(request),
-        )
-        .await?;
-        Ok(())
+        let mut runtime = self.runtime.clone();
+        let reply = call("StopPodSandbox", runtime.stop_pod_sandbox(request)).await;
+        done_or_gone(reply)
     }
 
-    /// Removes a pod with its containers.
+    /// Removes a pod with its containers, unless it is gone.
     pub async fn remove_sandbox(&self, id: &str) -> Result<(), CallError> {
         let request = RemovePodSandboxRequest {
             pod_sandbox_id: id.to_owned(),
         };
-        call(
-            "RemovePodSandbox",
-            self.runtime.clone().remove_pod_sandbox(request),
-        )
-        .await?;
-        Ok(())
+        let mut runtime = self.runtime.clone();
+        let reply = call("RemovePodSandbox", runtime.remove_pod_sandbox(request)).await;
+        done_or_gone(reply)
     }
 
     /// State and addresses of a pod.
@@ -319,6 +313,13 @@ fn image_spec(name: &str) -> ImageSpec {
     ImageSpec {
         image: name.to_owned(),
         ..ImageSpec::default()
+    }
+}
+
+fn done_or_gone<T>(reply: Result<T, CallError>) -> Result<(), CallError> {
+    match reply {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
     }
 }
 

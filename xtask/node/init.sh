@@ -62,8 +62,10 @@ mount_system() {
     # containerd keeps its snapshots on a real file system: overlayfs does not stack on the root's overlay.
     mkdir -p /data
     mount -t ext4 /dev/vdb /data || fail 'no data disk'
-    mkdir -p /data/containerd /data/opt /data/tmp /var/lib/containerd /opt /var/tmp
+    mkdir -p /data/containerd /data/podvisor /data/opt /data/tmp /var/lib/containerd /var/lib/podvisor /opt /var/tmp
     mount --bind /data/containerd /var/lib/containerd
+    # Volumes of `podvisor run`: a machine's disk has gigabytes.
+    mount --bind /data/podvisor /var/lib/podvisor
     mount --bind /data/opt /opt
     mount --bind /data/tmp /var/tmp
     chmod 1777 /tmp /var/tmp

@@ -262,3 +262,30 @@ fn pull_policies_are_those_of_kubernetes() {
         Some(PullPolicy::Never)
     );
 }
+
+#[test]
+fn the_repositorys_examples_are_read_as_they_are() {
+    for example in [
+        include_str!("../../../runtimeclass/examples/hello.yaml"),
+        include_str!("../../../runtimeclass/examples/machine.yaml"),
+        include_str!("../../../runtimeclass/examples/machine-job.yaml"),
+        include_str!("../../../runtimeclass/examples/pet.yaml"),
+    ] {
+        let pod = Manifest::parse(example).unwrap().pod;
+        podvisor_annotations::Annotations::parse(&pod.metadata.annotations).unwrap();
+    }
+}
+
+#[test]
+fn a_pets_secret_is_a_file_of_its_volume_and_its_disk_is_claimed() {
+    let pet = include_str!("../../../runtimeclass/examples/pet.yaml");
+    let Manifest { pod, objects } = Manifest::parse(pet).unwrap();
+    let secret = objects.secrets.values().next().unwrap();
+    let (key, data) = secret.first_key_value().unwrap();
+    assert_eq!(key.to_string(), "user-data");
+    assert!(data.starts_with(b"#cloud-config\npassword: change me\n"));
+    let volumes: Vec<_> = pod.spec.volumes.iter().map(|v| v.name.as_str()).collect();
+    assert_eq!(volumes, ["cloud-init", "disk"]);
+    let claim = objects.claims.values().next().unwrap();
+    assert_eq!(claim.bytes(), Some(4 << 30));
+}

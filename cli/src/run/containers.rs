@@ -25,7 +25,7 @@ const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 pub struct Containers<'a> {
     pod: &'a Pod<'a>,
     narrator: &'a Narrator,
-    /// Set when nothing shall be started any more.
+    /// Set when this process was asked to end.
     stopping: &'a Cell<bool>,
 }
 
@@ -74,7 +74,7 @@ impl<'a> Containers<'a> {
         for container in &self.pod.manifest.pod.spec.init_containers {
             let started = self.start(container, Role::Init).await?;
             let ended = self.supervise(started).await?;
-            if ended.exit_code != 0 || self.stopping.get() {
+            if ended.exit_code != 0 || self.is_stopping() {
                 return Ok(Some(ended));
             }
         }
@@ -85,7 +85,7 @@ impl<'a> Containers<'a> {
     pub async fn start_all(&self) -> Result<Vec<Started<'a>>> {
         let mut started = Vec::new();
         for container in &self.pod.manifest.pod.spec.containers {
-            if !self.stopping.get() {
+            if !self.is_stopping() {
                 started.push(self.start(container, Role::App).await?);
             }
         }
@@ -95,6 +95,11 @@ impl<'a> Containers<'a> {
     /// Prints what they write until all have ended for good.
     pub async fn finish(&self, started: Vec<Started<'a>>) -> Result<Vec<Ended>> {
         try_join_all(started.into_iter().map(|started| self.supervise(started))).await
+    }
+
+    /// Whether nothing shall be started any more.
+    fn is_stopping(&self) -> bool {
+        self.stopping.get() || self.pod.is_ending()
     }
 
     async fn start(&self, container: &'a Container, role: Role) -> Result<Started<'a>> {
@@ -146,7 +151,7 @@ impl<'a> Containers<'a> {
             &format!("container {} started", started.name()),
             began.elapsed(),
         );
-        if self.stopping.get() {
+        if self.is_stopping() {
             // Those that ran when the stop was asked for are being stopped; this one came after.
             pod.cri.stop_container(&started.id, 0).await?;
         }
@@ -164,7 +169,7 @@ impl<'a> Containers<'a> {
                 finished_at: status.finished_at,
             };
             let pause = restart::pause(policy, started.role, ended.exit_code, started.attempt);
-            let Some(pause) = pause.filter(|_| !self.stopping.get()) else {
+            let Some(pause) = pause.filter(|_| !self.is_stopping()) else {
                 return Ok(ended);
             };
             self.narrator.tell(&format!(
@@ -238,7 +243,7 @@ impl<'a> Containers<'a> {
     /// Answers whether the time has passed in peace.
     async fn sleep_unless_stopping(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
-        while !self.stopping.get() {
+        while !self.is_stopping() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return true;

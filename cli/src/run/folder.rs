@@ -1,10 +1,11 @@
 //! The folder that holds a pod's volumes and files, laid out as the kubelet's
 //! (`/var/lib/kubelet/pods/UID`).
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount, umount};
@@ -16,6 +17,11 @@ use crate::manifest::volume::{EmptyDir, HostPath, HostPathKind, Medium, Volume};
 
 /// Where the folders of pods are.
 const PODS: &str = "/var/lib/podvisor/pods";
+/// A file that is there when no container of the pod is to be started any more.
+const ENDING: &str = "ending";
+/// How long a `podvisor run` takes at most to end when its containers have.
+const RELEASE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(100);
 
 /// A pod's folder.
 #[derive(Clone, Debug)]
@@ -31,13 +37,56 @@ impl PodFolder {
         }
     }
 
-    /// Makes the folder, for root only to list.
-    pub fn create(&self) -> Result<()> {
+    /// Makes the folder, for root only to list. Who runs the pod holds it by what this answers.
+    pub fn create(&self) -> Result<File> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o750);
-        builder
-            .create(&self.path)
-            .with_context(|| format!("cannot make {}", self.path.display()))
+        let made = builder.create(&self.path);
+        made.with_context(|| format!("cannot make {}", self.path.display()))?;
+        let held = File::open(&self.path)?;
+        match held.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!("another podvisor run has the pod"),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+        match fs::remove_file(self.path.join(ENDING)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(held),
+        }
+    }
+
+    /// Has who runs the pod start no container of it any more.
+    pub fn announce_end(&self) -> Result<()> {
+        let file = self.path.join(ENDING);
+        match fs::write(&file, "") {
+            // Nobody runs a pod without a folder.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot make {}", file.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether no container is to be started any more.
+    pub fn is_ending(&self) -> bool {
+        self.path.join(ENDING).exists()
+    }
+
+    /// Waits until nobody runs the pod any more.
+    pub async fn wait_for_release(&self) -> Result<()> {
+        let Ok(folder) = File::open(&self.path) else {
+            return Ok(());
+        };
+        let deadline = Instant::now() + RELEASE;
+        loop {
+            match folder.try_lock() {
+                Ok(()) => return Ok(()),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {}
+                Err(TryLockError::WouldBlock) => bail!("its podvisor run does not end"),
+                Err(TryLockError::Error(error)) => return Err(error.into()),
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// Writes the /etc/hosts of the pod's containers; answers its path.
@@ -227,6 +276,30 @@ fn mounts_below(folder: &Path) -> Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_end_is_announced_to_who_holds_the_folder() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = PodFolder {
+            path: place.path().join("uid"),
+        };
+        // A pod that is not there.
+        folder.announce_end().unwrap();
+        folder.wait_for_release().await.unwrap();
+        let held = folder.create().unwrap();
+        assert!(folder.create().is_err(), "two have the pod");
+        assert!(!folder.is_ending());
+        folder.announce_end().unwrap();
+        assert!(folder.is_ending());
+        let let_go = async {
+            tokio::time::sleep(POLL).await;
+            drop(held);
+        };
+        let (released, ()) = tokio::join!(folder.wait_for_release(), let_go);
+        released.unwrap();
+        drop(folder.create().unwrap());
+        assert!(!folder.is_ending(), "the pod is run once more");
+    }
 
     fn host_path(path: &Path, kind: HostPathKind) -> Result<PathBuf> {
         existing(&HostPath {

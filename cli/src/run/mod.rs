@@ -36,8 +36,9 @@ use stop::StopSignals;
 use tour::Tour;
 
 pub use claims::ClaimPath;
+pub use folder::PodFolder;
 pub use narrator::Detail;
-pub use pod::{log_directory, remove_files};
+pub use pod::{log_directory, remove_files, stop_containers};
 
 /// What `podvisor run` is asked for.
 #[derive(Clone, Debug)]

@@ -1,11 +1,12 @@
 //! A pod on this machine, from its folder to its sandbox, and back to nothing.
 
+use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures::future::join_all;
-use podvisor_proto::cri::v1::{ContainerState, PodSandboxConfig};
+use podvisor_proto::cri::v1::{Container, ContainerState, PodSandboxConfig};
 
 use super::cgroup::PodCgroup;
 use super::claims::{ClaimPath, Claims};
@@ -32,6 +33,8 @@ pub struct Pod<'a> {
     /// Empty until the sandbox runs.
     pub sandbox: String,
     folder: PodFolder,
+    /// Tells others that this pod is run, as long as this is.
+    held: Option<File>,
     cgroup: PodCgroup,
     claims: Claims,
 }
@@ -80,6 +83,7 @@ impl<'a> Pod<'a> {
             sandbox_config,
             sandbox: String::new(),
             folder,
+            held: None,
             cgroup,
             claims: Claims::new(claims),
         })
@@ -88,7 +92,7 @@ impl<'a> Pod<'a> {
     /// Makes the pod's folder, volumes and control group.
     pub fn prepare(&mut self) -> Result<()> {
         let spec = &self.manifest.pod.spec;
-        self.folder.create()?;
+        self.held = Some(self.folder.create()?);
         for volume in &spec.volumes {
             let claim = volume.persistent_volume_claim.as_ref();
             let path = match claim.filter(|_| volume.sources() == 1) {
@@ -138,24 +142,17 @@ impl<'a> Pod<'a> {
         Ok(())
     }
 
+    /// Whether somebody removes the pod: none of its containers is to be started any more.
+    pub fn is_ending(&self) -> bool {
+        self.folder.is_ending()
+    }
+
     /// Asks every running container to end, all at once, and kills what outlasts `grace_seconds`.
     pub async fn stop_containers(&self, grace_seconds: i64) -> Result<()> {
         if self.sandbox.is_empty() {
             return Ok(());
         }
-        let containers = self.cri.list_containers(&self.sandbox).await?;
-        let running = containers
-            .iter()
-            .filter(|container| container.state() == ContainerState::ContainerRunning);
-        let stops = running.map(|container| self.cri.stop_container(&container.id, grace_seconds));
-        for result in join_all(stops).await {
-            // One that is gone meanwhile has ended.
-            match result {
-                Err(error) if !error.is_not_found() => return Err(error.into()),
-                _ => {}
-            }
-        }
-        Ok(())
+        stop_containers(self.cri, &self.sandbox, |_| grace_seconds).await
     }
 
     /// Stops the sandbox; answers how long that took.
@@ -173,9 +170,35 @@ impl<'a> Pod<'a> {
         if !self.sandbox.is_empty() {
             self.cri.remove_sandbox(&self.sandbox).await?;
         }
-        remove_files(&self.context.uid, &self.context.log_directory)?;
+        // What another podvisor run has is not this one's to remove.
+        if self.held.is_some() {
+            remove_files(&self.context.uid, &self.context.log_directory)?;
+        }
         Ok(began.elapsed())
     }
+}
+
+/// Asks every running container of a pod to end, all at once, and kills what outlasts its seconds of
+/// grace.
+pub async fn stop_containers(
+    cri: &Cri,
+    sandbox: &str,
+    grace_seconds: impl Fn(&Container) -> i64,
+) -> Result<()> {
+    let containers = cri.list_containers(sandbox).await?;
+    let running = containers
+        .iter()
+        .filter(|container| container.state() == ContainerState::ContainerRunning);
+    let stops =
+        running.map(|container| cri.stop_container(&container.id, grace_seconds(container)));
+    for result in join_all(stops).await {
+        // One that is gone meanwhile has ended.
+        match result {
+            Err(error) if !error.is_not_found() => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Removes a pod's folder, control groups and logs.

@@ -1,5 +1,6 @@
 //! A container.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use podvisor_proto::cri::v1::{
@@ -14,6 +15,10 @@ use crate::manifest::container::{Container, MountPropagation};
 use crate::manifest::names::Name;
 use crate::manifest::pod::kubernetes_labels;
 use crate::manifest::volume::Volume;
+
+/// The kubelet's annotation of how long a container has to end, in seconds (kubernetes,
+/// `pkg/kubelet/kuberuntime/labels.go`).
+const GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
 
 /// An image that is on this machine.
 #[derive(Clone, Debug)]
@@ -44,10 +49,10 @@ pub fn container_config(
     let name = container.name.to_string();
     let mut labels = kubernetes_labels(&manifest.pod.metadata, &context.uid);
     labels.insert("io.kubernetes.container.name".to_owned(), name.clone());
-    let annotation = (
-        "io.kubernetes.container.restartCount".to_owned(),
-        attempt.to_string(),
-    );
+    let annotations = [
+        ("io.kubernetes.container.restartCount", attempt.to_string()),
+        (GRACE_PERIOD, spec.grace_period_seconds().to_string()),
+    ];
     let resources =
         resources::of_container(&container.resources, qos(spec), context.node_memory_bytes);
     Ok(ContainerConfig {
@@ -66,7 +71,9 @@ pub fn container_config(
         mounts: mounts(&spec.volumes, container, context)?,
         devices: devices(&spec.volumes, container, context)?,
         labels: labels.into_iter().collect(),
-        annotations: [annotation].into(),
+        annotations: annotations
+            .map(|(key, value)| (key.to_owned(), value))
+            .into(),
         log_path: log_path(&name, attempt),
         stdin: container.stdin,
         stdin_once: container.stdin_once,
@@ -78,6 +85,11 @@ pub fn container_config(
         envs: environment.into_cri(),
         ..ContainerConfig::default()
     })
+}
+
+/// How many seconds a container that was made so has to end, by its annotations.
+pub fn grace_period_seconds(annotations: &HashMap<String, String>) -> Option<i64> {
+    annotations.get(GRACE_PERIOD)?.parse().ok()
 }
 
 /// A container's log file, below the pod's folder of logs.
@@ -215,6 +227,7 @@ mod tests {
         let config = config(SPEC, &context).unwrap();
         assert_eq!(config.command, ["sh", "-c", "echo world"]);
         assert_eq!(config.args, ["$(UNSET)"]);
+        assert_eq!(grace_period_seconds(&config.annotations), Some(30));
         assert_eq!(config.metadata.unwrap().attempt, 3);
         assert_eq!(config.log_path, "app/3.log");
         assert_eq!(config.image.unwrap().image, "sha256:1");

@@ -16,7 +16,7 @@ use thiserror::Error;
 use crate::manifest::names::Name;
 use crate::manifest::pod::ResourceList;
 
-pub use container::{ImageUser, ReadyImage, container_config};
+pub use container::{ImageUser, ReadyImage, container_config, grace_period_seconds};
 pub use resources::{PodLimits, Qos, pod_limits, qos};
 pub use sandbox::{MANAGED_LABEL, hosts_file, sandbox_config};
 

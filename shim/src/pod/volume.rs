@@ -122,7 +122,7 @@ pub fn classify(
     options: &[String],
     owners: Option<UserMaps>,
 ) -> Result<Source, VolumeError> {
-    if destination == Path::new(SHARED_MEMORY) && is_pods_memory(source) {
+    if is_pods_memory(source, destination) {
         return Ok(Source::SharedMemory);
     }
     let has = |words: &[&str]| {
@@ -156,13 +156,14 @@ pub fn classify(
     })
 }
 
-/// Whether a source of /dev/shm is the pod's own shared memory, by our word or by containerd's, which
+/// Whether what is mounted at /dev/shm is the pod's own shared memory, by our word or by containerd's, which
 /// mounts `…/sandboxes/<id>/shm` where the pod has no volume. Whatever else is there is a volume.
-fn is_pods_memory(source: &Path) -> bool {
+pub fn is_pods_memory(source: &Path, destination: &Path) -> bool {
     let pods = source.ancestors().nth(2);
     let of_containerd =
         source.ends_with("shm") && pods.is_some_and(|pods| pods.ends_with(PODS_OF_CONTAINERD));
-    source == Path::new(POD_SHARED_MEMORY) || of_containerd
+    let is_of_pod = source == Path::new(POD_SHARED_MEMORY) || of_containerd;
+    is_of_pod && destination == Path::new(SHARED_MEMORY)
 }
 
 /// Where a guest has the character device of these numbers as every Linux has it, if it is such a
@@ -240,7 +241,8 @@ mod tests {
         let volume = classified("/dev/shm", &["rbind", "rprivate", "rw"]);
         assert_eq!(volume, host(Access::ReadWrite, Propagation::Private));
         for source in ["/dev/shm", "/sandboxes/shm", "/sandboxes/a/shm/b", "/shm"] {
-            assert!(!is_pods_memory(Path::new(source)), "{source}");
+            let at = Path::new(SHARED_MEMORY);
+            assert!(!is_pods_memory(Path::new(source), at), "{source}");
         }
     }
 

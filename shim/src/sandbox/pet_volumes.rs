@@ -14,15 +14,15 @@ use crate::guest::SharedFolder;
 use crate::host::{HostOps, MemoryOrigin, VolumeOrigin, VolumeRequest};
 use crate::pod::users::UserMaps;
 use crate::pod::volume::{
-    self, Access, Propagation, Source, VolumeError, guest_device, is_atomically_written, part_of,
+    self, Access, Propagation, SHARED_MEMORY, Source, VolumeError, guest_device,
+    is_atomically_written, part_of,
 };
 
-/// What containers get mounted and machines have of their own.
-const OWN_FILES: [&str; 5] = [
+/// What containers get mounted and machines have of their own, beside the pod's shared memory.
+const OWN_FILES: [&str; 4] = [
     "/etc/hosts",
     "/etc/hostname",
     "/etc/resolv.conf",
-    "/dev/shm",
     "/dev/termination-log",
 ];
 /// Folders that a machine's own system lives in: what is mounted on one hides what boots.
@@ -52,7 +52,8 @@ const SYSTEM_FOLDERS: [&str; 24] = [
     "/var/lib",
     "/var/run",
 ];
-/// Folders that are a machine's kernel's or our agent's with all that is below.
+/// Folders that are a machine's kernel's or our agent's with all that is below, but for /dev/shm, which is
+/// everybody's.
 const WHOLE_FOLDERS: [&str; 4] = ["/dev", "/proc", "/run/podvisor", "/sys"];
 /// Bytes of a name, which is made of a path.
 const NAME_LEN_MAX: usize = 64;
@@ -316,17 +317,24 @@ pub(super) fn bind_mounts(spec: &Spec) -> impl Iterator<Item = &Mount> {
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     mounts.iter().filter(|mount| {
         let options = mount.options().as_deref().unwrap_or_default();
-        volume::is_bind(mount.typ().as_deref(), options)
-            && !OWN_FILES
-                .iter()
-                .any(|own| Path::new(own) == mount.destination())
+        volume::is_bind(mount.typ().as_deref(), options) && !is_own(mount)
     })
+}
+
+/// Whether a machine has what is mounted there of its own.
+fn is_own(mount: &Mount) -> bool {
+    let destination = mount.destination();
+    let mut files = OWN_FILES.iter();
+    let source = mount.source().as_deref();
+    files.any(|own| Path::new(own) == destination)
+        || source.is_some_and(|source| volume::is_pods_memory(source, destination))
 }
 
 /// A volume's place, if a machine can have one there.
 fn place(destination: &Path) -> Result<String, TaskError> {
     let is = |folder: &&str| destination == Path::new(*folder);
-    let is_below = |folder: &&str| destination.starts_with(*folder);
+    let is_below =
+        |folder: &&str| destination.starts_with(*folder) && destination != Path::new(SHARED_MEMORY);
     if SYSTEM_FOLDERS.iter().any(is) || WHOLE_FOLDERS.iter().any(is_below) {
         return Err(VolumeError::SystemFolder.into());
     }

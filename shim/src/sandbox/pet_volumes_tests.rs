@@ -35,6 +35,10 @@ fn plan(pod: &tempfile::TempDir, mounts: &[(&str, &str, &str)]) -> Result<Volume
             })
         })
         .collect();
+    plan_of(&mounts)
+}
+
+fn plan_of(mounts: &[serde_json::Value]) -> Result<VolumePlan, TaskError> {
     let spec = serde_json::json!({"ociVersion": "1.1.0", "mounts": mounts});
     let spec: Spec = serde_json::from_value(spec).unwrap();
     let host = FakeHost(Arc::new(Guest::default()));
@@ -107,6 +111,7 @@ fn places_of_a_machines_system_are_refused_and_others_are_not() {
         "/usr/",
         "/usr/lib",
         "/dev/x",
+        "/dev/shm/x",
         "/proc/1",
         "/run/podvisor/shared",
         "/srv/../etc",
@@ -128,9 +133,24 @@ fn places_of_a_machines_system_are_refused_and_others_are_not() {
 
 #[test]
 fn a_pod_without_volumes_shares_nothing() {
-    let (shared, volumes) = plan(&pod(), &[("/dev/shm", HOST, "rw")])
-        .unwrap()
-        .into_parts();
+    // As containerd mounts the pod's shared memory, and as we do where it does not.
+    let mounts = ["/run/containerd/sandboxes/0a1b/shm", "podvisor-shm"].map(|source| {
+        serde_json::json!({
+            "destination": "/dev/shm", "type": "bind", "source": source, "options": ["rbind"],
+        })
+    });
+    let (shared, volumes) = plan_of(&mounts).unwrap().into_parts();
     assert!(shared.is_empty() && volumes.is_empty());
     assert_eq!(note(&volumes), None);
+}
+
+#[test]
+fn a_volume_in_place_of_shared_memory_is_one() {
+    let pod = pod();
+    let mounts = [("/dev/shm", CACHE, "rw")];
+    let (shared, volumes) = plan(&pod, &mounts).unwrap().into_parts();
+    assert_eq!(shared[0].name, "dev-shm");
+    let at = Content::At(Path::new(SHARED_DIR).join("dev-shm"));
+    assert_eq!(volumes[0].content, at);
+    assert_eq!(volumes[0].target, "/dev/shm");
 }

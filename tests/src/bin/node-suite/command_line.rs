@@ -1,25 +1,23 @@
 //! The command line on a node: `podvisor console` at a terminal and through pipes, and what
 //! `podvisor run` keeps for the next run.
 
-use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podvisor_tests::{Container, Cri, Handler, Pod, PodBuilder, wait};
 
 use crate::case::{Case, gate};
+use crate::terminal::{Screen, Terminal, end};
 
 const ANSWER: Duration = Duration::from_secs(60);
 /// Ctrl-].
-const ESCAPE: &[u8] = b"\x1d";
+pub const ESCAPE: &str = "\u{1d}";
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -43,39 +41,22 @@ fn console(cri: &Cri) -> Result<()> {
     through_pipes(&pod, &echo)
 }
 
-/// A terminal of 101 columns and 37 rows, whose Ctrl-C is the pod's.
+/// A terminal whose Ctrl-C is the pod's.
 fn at_a_terminal(pod: &Pod<'_>) -> Result<()> {
-    let size = Winsize {
-        ws_row: 37,
-        ws_col: 101,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    let terminal = openpty(Some(&size), None)?;
-    let mut person = File::from(terminal.master);
-    fcntl(person.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    let stdio = || terminal.slave.try_clone().map(Stdio::from);
     let mut command = Command::new("podvisor");
-    command.args(["console", &pod.id, "--tail", "1"]);
-    let mut console = command
-        .stdin(stdio()?)
-        .stdout(stdio()?)
-        .stderr(stdio()?)
-        .spawn()
-        .context("podvisor console")?;
-    let mut seen = Vec::new();
+    let mut console = Terminal::run(command.args(["console", &pod.id, "--tail", "1"]))?;
     for (typed, shown) in [
-        (&b""[..], "ready"),
-        (b"", "Ctrl-] disconnects"),
+        ("", "ready"),
+        ("", "Ctrl-] disconnects"),
         // A terminal that is not raw would show ^A instead of sending it.
-        (b"one\r", "<one> in 37 101"),
+        ("one\r", "<one> in 37 101"),
     ] {
-        person.write_all(typed)?;
-        wait_for(&mut person, &mut seen, shown)?;
+        console.type_in(typed)?;
+        console.wait_for(shown, ANSWER)?;
     }
-    person.write_all(ESCAPE)?;
-    let code = end(&mut console)?;
-    wait_for(&mut person, &mut seen, "disconnected")?;
+    console.type_in(ESCAPE)?;
+    let code = console.end()?;
+    console.wait_for("disconnected", ANSWER)?;
     ensure!(code == Some(0), "the escape ends with {code:?}");
     Ok(())
 }
@@ -89,15 +70,12 @@ fn through_pipes(pod: &Pod<'_>, echo: &Container<'_, '_>) -> Result<()> {
         .spawn()
         .context("podvisor console")?;
     let mut input = console.stdin.take().context("no stdin")?;
-    let mut output = File::from(std::os::fd::OwnedFd::from(
-        console.stdout.take().context("no stdout")?,
-    ));
-    fcntl(output.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    let mut seen = Vec::new();
-    wait_for(&mut output, &mut seen, "<one> in 37 101")?;
+    let output = OwnedFd::from(console.stdout.take().context("no stdout")?);
+    let mut output = Screen::new(output.into())?;
+    output.wait_for("<one> in 37 101", ANSWER)?;
     input.write_all(b"two\n")?;
     drop(input);
-    wait_for(&mut output, &mut seen, "<two>")?;
+    output.wait_for("<two>", ANSWER)?;
     ensure!(console.try_wait()?.is_none(), "the end of stdin ended it");
     kill(Pid::from_raw(i32::try_from(console.id())?), Signal::SIGTERM)?;
     let code = end(&mut console)?;
@@ -107,27 +85,6 @@ fn through_pipes(pod: &Pod<'_>, echo: &Container<'_, '_>) -> Result<()> {
         "nothing of it in the log"
     );
     Ok(())
-}
-
-/// Reads until `text` has come.
-fn wait_for(from: &mut File, seen: &mut Vec<u8>, text: &str) -> Result<()> {
-    let found = wait::until(text, ANSWER, || {
-        let mut buffer = [0; 4096];
-        // Nothing there, or nobody at the other end: what was seen decides.
-        if let Ok(len) = from.read(&mut buffer) {
-            seen.extend_from_slice(buffer.get(..len).unwrap_or_default());
-        }
-        Ok(String::from_utf8_lossy(seen).contains(text).then_some(()))
-    });
-    found.with_context(|| format!("seen: {:?}", String::from_utf8_lossy(seen)))
-}
-
-fn end(child: &mut Child) -> Result<Option<i32>> {
-    let status = wait::until("the console's end", ANSWER, || Ok(child.try_wait()?));
-    if status.is_err() {
-        child.kill()?;
-    }
-    Ok(status?.code())
 }
 
 /// A block volume that a Job writes to, read by the next pod with the same claim.

@@ -32,6 +32,7 @@ mod security;
 mod selection;
 mod statistics;
 mod streams;
+mod terminal;
 mod times;
 mod vm;
 mod volumes;

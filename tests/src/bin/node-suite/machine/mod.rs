@@ -12,6 +12,7 @@ mod annotations;
 mod bad_disks;
 mod debian;
 mod ends;
+mod examples;
 mod first_boot;
 mod guest_agent;
 mod pets;
@@ -36,6 +37,7 @@ pub fn cases() -> Vec<Case> {
         bad_disks::cases(),
         guest_agent::cases(),
         debian::cases(),
+        examples::cases(),
     ]
     .into_iter()
     .flatten()

@@ -35,6 +35,8 @@ fn volumes(cri: &Cri) -> Result<()> {
     let (part, _bound) = sub_path(&pod, &cache.join("part"))?;
     let scratch = pod.volume("kubernetes.io~empty-dir/scratch")?;
     let _tmpfs = NodeMount::tmpfs(&scratch, "size=2m,mode=0777")?;
+    let shm = pod.volume("kubernetes.io~empty-dir/shm")?;
+    let _shm = NodeMount::tmpfs(&shm, "size=3m,mode=1777")?;
     let host = pod.volume("host")?;
     fs::write(host.join("one.conf"), "single\n")?;
     fs::write(host.join("hosts"), "the kubelet's\n")?;
@@ -45,6 +47,7 @@ fn volumes(cri: &Cri) -> Result<()> {
         .mount(&cache, "/cache")
         .mount(&part, "/part")
         .mount(&scratch, "/scratch")
+        .mount(&shm, "/dev/shm")
         .mount(&host, "/srv/host")
         .mount_read_only(&host.join("one.conf"), "/etc/one.conf")
         .mount(&host.join("hosts"), "/etc/hosts")
@@ -83,8 +86,10 @@ fn places(machine: &Container<'_, '_>) -> Result<()> {
     let table = machine.shell("grep -E ' /(cache|scratch|srv/host) ' /proc/mounts")?;
     let kinds = ["virtiofs rw,nosuid,nodev", "tmpfs rw,nosuid,nodev"];
     ensure!(kinds.iter().all(|kind| table.contains(kind)), "{table}");
-    let size = machine.shell("df -k /scratch | tail -n 1")?;
-    ensure!(size.contains(" 2048 "), "size of the memory volume: {size}");
+    for (place, size) in [("/scratch", " 2048 "), ("/dev/shm", " 3072 ")] {
+        let shown = machine.shell(&format!("df -k {place} | tail -n 1"))?;
+        ensure!(shown.contains(size), "size of the memory volume: {shown}");
+    }
     // What is the machine's own stays so.
     let hosts = machine.exec(&["cat", "/etc/hosts"])?;
     ensure!(!hosts.stdout.contains("kubelet"), "{hosts:?}");
