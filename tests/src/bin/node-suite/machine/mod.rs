@@ -14,6 +14,7 @@ mod debian;
 mod ends;
 mod first_boot;
 mod guest_agent;
+mod networks;
 mod pets;
 mod volumes;
 
@@ -33,6 +34,7 @@ pub fn cases() -> Vec<Case> {
         pets::cases(),
         volumes::cases(),
         annotations::cases(),
+        networks::cases(),
         bad_disks::cases(),
         guest_agent::cases(),
         debian::cases(),
