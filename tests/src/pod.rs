@@ -165,6 +165,15 @@ impl<'c> PodBuilder<'c> {
         self
     }
 
+    /// Sets name servers and search domains.
+    #[must_use]
+    pub fn dns(mut self, servers: &[&str], searches: &[&str]) -> Self {
+        let dns = self.config.dns_config.get_or_insert_default();
+        dns.servers = servers.iter().map(ToString::to_string).collect();
+        dns.searches = searches.iter().map(ToString::to_string).collect();
+        self
+    }
+
     /// Adds a pod annotation.
     #[must_use]
     pub fn annotation(mut self, key: &str, value: &str) -> Self {

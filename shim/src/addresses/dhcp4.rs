@@ -4,73 +4,18 @@
 //! The codec is our own: what a server of one lease reads of a message are a few fixed fields and
 //! three options, and it keeps none of it.
 
-use std::net::Ipv4Addr;
+mod message;
+
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
+use self::message::{Reply, Request, code, kind, read};
 use super::plan::{Ipv4Plan, LinkPlan};
+use super::wire::{fitting, names};
 
-const COOKIE: [u8; 4] = [99, 130, 83, 99];
-/// The fixed fields: op, htype, hlen, hops, xid, secs, flags, four addresses, chaddr, sname, file.
-const HEAD_LEN: usize = 236;
-/// Some clients take nothing shorter (RFC 1542, 2.1).
-const MESSAGE_LEN_MIN: usize = 300;
-/// What a message has beside itself: the headers of IP and UDP.
-const HEADERS_LEN: usize = 28;
-/// The largest packet that any client takes (RFC 2131, 2).
-const PACKET_LEN_MIN: u16 = 576;
-/// The longest piece of an option (RFC 3396).
-const OPTION_LEN_MAX: usize = 255;
-const ETHERNET: u8 = 1;
-const BOOT_REQUEST: u8 = 1;
-const BOOT_REPLY: u8 = 2;
-const BROADCAST_FLAG: u8 = 0x80;
 /// A lease that does not end (RFC 2131, 3.3).
 const FOREVER: u32 = u32::MAX;
-
-/// Codes of options (RFC 2132; 119: RFC 3397; 121: RFC 3442).
-mod code {
-    pub const PAD: u8 = 0;
-    pub const NETMASK: u8 = 1;
-    pub const ROUTERS: u8 = 3;
-    pub const NAME_SERVERS: u8 = 6;
-    pub const HOST_NAME: u8 = 12;
-    pub const MTU: u8 = 26;
-    pub const REQUESTED: u8 = 50;
-    pub const LEASE: u8 = 51;
-    pub const KIND: u8 = 53;
-    pub const SERVER: u8 = 54;
-    pub const MESSAGE: u8 = 56;
-    pub const SIZE_MAX: u8 = 57;
-    pub const CLIENT: u8 = 61;
-    pub const SEARCH: u8 = 119;
-    pub const ROUTES: u8 = 121;
-    pub const END: u8 = 255;
-}
-
-/// Kinds of messages.
-mod kind {
-    pub const DISCOVER: u8 = 1;
-    pub const OFFER: u8 = 2;
-    pub const REQUEST: u8 = 3;
-    pub const DECLINE: u8 = 4;
-    pub const ACK: u8 = 5;
-    pub const NAK: u8 = 6;
-    pub const INFORM: u8 = 8;
-}
-
-/// What is read of a client's message.
-struct Request<'a> {
-    kind: u8,
-    xid: [u8; 4],
-    flags: [u8; 2],
-    /// The address that it has.
-    current: Ipv4Addr,
-    requested: Option<Ipv4Addr>,
-    server: Option<Ipv4Addr>,
-    client: Option<&'a [u8]>,
-    packet_len_max: u16,
-}
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,59 +56,6 @@ pub fn answer(link: &LinkPlan, plan: &Ipv4Plan, message: &[u8]) -> Option<Answer
     }
 }
 
-fn read(message: &[u8], guest: [u8; 6]) -> Option<Request<'_>> {
-    let options = message.get(HEAD_LEN..)?.strip_prefix(&COOKIE)?;
-    let is_guests = message.get(..3)? == [BOOT_REQUEST, ETHERNET, 6]
-        && message.get(28..34)? == guest
-        // A relay has no business here.
-        && message.get(24..28)? == [0; 4];
-    if !is_guests {
-        return None;
-    }
-    let mut request = Request {
-        xid: array(message.get(4..8)?)?,
-        flags: array(message.get(10..12)?)?,
-        current: address(message.get(12..16)?)?,
-        packet_len_max: PACKET_LEN_MIN,
-        kind: 0,
-        requested: None,
-        server: None,
-        client: None,
-    };
-    let mut rest = options;
-    while let [code, after @ ..] = rest {
-        rest = after;
-        match *code {
-            code::END => break,
-            code::PAD => continue,
-            _ => {}
-        }
-        let (len, after) = rest.split_first()?;
-        let (value, after) = after.split_at_checked(usize::from(*len))?;
-        rest = after;
-        match *code {
-            code::KIND => request.kind = *value.first()?,
-            code::REQUESTED => request.requested = Some(address(value)?),
-            code::SERVER => request.server = Some(address(value)?),
-            code::CLIENT => request.client = Some(value),
-            code::SIZE_MAX => {
-                let len_max = u16::from_be_bytes(array(value)?);
-                request.packet_len_max = len_max.max(PACKET_LEN_MIN);
-            }
-            _ => {}
-        }
-    }
-    Some(request)
-}
-
-fn array<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
-    bytes.try_into().ok()
-}
-
-fn address(bytes: &[u8]) -> Option<Ipv4Addr> {
-    array::<4>(bytes).map(Ipv4Addr::from)
-}
-
 /// The offer or the lease; a client that only asks gets what belongs to it, without one.
 fn lease(link: &LinkPlan, plan: &Ipv4Plan, request: &Request<'_>, kind: u8) -> Answer {
     let only_asks = request.kind == kind::INFORM;
@@ -180,24 +72,24 @@ fn lease(link: &LinkPlan, plan: &Ipv4Plan, request: &Request<'_>, kind: u8) -> A
     if let Some(router) = plan.router {
         reply.put(code::ROUTERS, &router.octets());
     }
-    // Clients that understand these do not look at the router above (RFC 3442).
-    let routes = plan.routes.iter();
-    reply.put(code::ROUTES, &routes.flat_map(route).collect::<Vec<u8>>());
     reply.put(code::MTU, &link.mtu.to_be_bytes());
     let servers = link.resolver.servers.iter();
     let servers = servers.filter_map(|server| match server {
-        std::net::IpAddr::V4(server) => Some(server.octets()),
-        std::net::IpAddr::V6(_) => None,
+        IpAddr::V4(server) => Some(server.octets()),
+        IpAddr::V6(_) => None,
     });
     reply.put(code::NAME_SERVERS, &servers.flatten().collect::<Vec<u8>>());
     reply.put(code::HOST_NAME, link.hostname.as_bytes());
-    reply.put(code::SEARCH, &names(&link.resolver.search));
+    // Clients that understand these do not look at the router above (RFC 3442).
+    let routes = plan.routes.iter().map(route);
+    reply.put(code::ROUTES, &fitting(routes, reply.room()));
+    reply.put(code::SEARCH, &names(&link.resolver.search, reply.room()));
     // Somebody who has an address is sent to by it (RFC 2131, 4.1).
     let has_address = !request.current.is_unspecified();
     let asks_for_all = request
         .flags
         .first()
-        .is_some_and(|b| b & BROADCAST_FLAG != 0);
+        .is_some_and(|b| b & message::BROADCAST_FLAG != 0);
     let broadcast = !has_address && asks_for_all;
     let to = match (has_address, broadcast) {
         (true, _) => request.current,
@@ -231,83 +123,6 @@ fn route((to, gateway): &(Ipv4Net, Option<Ipv4Addr>)) -> Vec<u8> {
     bytes
 }
 
-/// Names as DNS has them (RFC 1035, 3.1), not compressed.
-pub(super) fn names(names: &[String]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for name in names {
-        for label in name.split('.') {
-            // A resolver's names are checked when they are read: no label is longer than 63.
-            bytes.push(u8::try_from(label.len()).unwrap_or_default());
-            bytes.extend(label.bytes());
-        }
-        bytes.push(0);
-    }
-    bytes
-}
-
-/// A reply in the making.
-struct Reply {
-    bytes: Vec<u8>,
-    len_max: usize,
-}
-
-impl Reply {
-    fn new(
-        link: &LinkPlan,
-        plan: &Ipv4Plan,
-        request: &Request<'_>,
-        kind: u8,
-        yours: Ipv4Addr,
-    ) -> Self {
-        let mut bytes = vec![BOOT_REPLY, ETHERNET, 6, 0];
-        bytes.extend(request.xid);
-        bytes.extend([0; 2]);
-        bytes.extend(request.flags);
-        // A refused client has no address.
-        let current = match kind {
-            kind::NAK => Ipv4Addr::UNSPECIFIED,
-            _ => request.current,
-        };
-        for address in [current, yours, plan.server, Ipv4Addr::UNSPECIFIED] {
-            bytes.extend(address.octets());
-        }
-        bytes.extend(link.mac);
-        bytes.resize(HEAD_LEN, 0);
-        bytes.extend(COOKIE);
-        let mut reply = Self {
-            bytes,
-            len_max: usize::from(request.packet_len_max.min(link.mtu)).saturating_sub(HEADERS_LEN),
-        };
-        reply.put(code::KIND, &[kind]);
-        reply.put(code::SERVER, &plan.server.octets());
-        // RFC 6842.
-        reply.put(code::CLIENT, request.client.unwrap_or_default());
-        reply
-    }
-
-    /// Adds an option; none that is empty, nor one that does not fit any more.
-    fn put(&mut self, code: u8, value: &[u8]) {
-        let pieces = value.len().div_ceil(OPTION_LEN_MAX);
-        // One byte for the end.
-        if self.bytes.len() + value.len() + 2 * pieces + 1 > self.len_max {
-            return;
-        }
-        for piece in value.chunks(OPTION_LEN_MAX) {
-            self.bytes.push(code);
-            self.bytes
-                .push(u8::try_from(piece.len()).unwrap_or(u8::MAX));
-            self.bytes.extend(piece);
-        }
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.bytes.push(code::END);
-        let len = self.bytes.len().max(MESSAGE_LEN_MIN);
-        self.bytes.resize(len, code::PAD);
-        self.bytes
-    }
-}
-
 #[cfg(test)]
 pub mod tests {
     use std::collections::BTreeMap;
@@ -316,6 +131,10 @@ pub mod tests {
     use proptest::prelude::*;
 
     use super::super::frame::tests::GUEST;
+    use super::message::{
+        BOOT_REPLY, BOOT_REQUEST, BROADCAST_FLAG, COOKIE, ETHERNET, HEAD_LEN, HEADERS_LEN,
+        PACKET_LEN_MIN,
+    };
     use super::*;
 
     const OURS: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 5);
@@ -487,17 +306,18 @@ pub mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_left_out_whole() {
+    fn what_does_not_fit_is_cut_between_names() {
         let mut link = link();
         link.resolver.search = (0..20)
-            .map(|n| format!("{n}.{}.test", "x".repeat(60)))
+            .map(|n| format!("{n:02}.{}.test", "x".repeat(60)))
             .collect();
         let plan = link.ipv4.clone().unwrap();
         let asking = message(kind::DISCOVER, Ipv4Addr::UNSPECIFIED, &[]);
         let (_, _, offer) = sent(answer(&link, &plan, &asking));
         assert!(offer.len() <= usize::from(PACKET_LEN_MIN) - HEADERS_LEN);
-        assert!(!options(&offer).contains_key(&code::SEARCH));
-        // A client that takes more gets it, in pieces.
+        let first = names(&link.resolver.search[..3], usize::MAX);
+        assert_eq!(options(&offer)[&code::SEARCH], first);
+        // A client that takes more gets more, in pieces.
         let size: &[u8] = &1500_u16.to_be_bytes();
         let asking = message(
             kind::DISCOVER,
@@ -506,7 +326,25 @@ pub mod tests {
         );
         link.resolver.search.truncate(10);
         let (_, _, offer) = sent(answer(&link, &plan, &asking));
-        assert_eq!(options(&offer)[&code::SEARCH], names(&link.resolver.search));
+        let all = names(&link.resolver.search, usize::MAX);
+        assert_eq!(options(&offer)[&code::SEARCH], all);
+    }
+
+    #[test]
+    fn of_many_routes_those_are_told_that_fit_and_the_default_route_is_one() {
+        let link = link();
+        let mut plan = link.ipv4.clone().unwrap();
+        let to = |n| Ipv4Net::new(Ipv4Addr::new(10, 9, n, 0), 24).unwrap();
+        plan.routes.extend((0..60).map(|n| (to(n), Some(SERVER))));
+        let asking = message(kind::DISCOVER, Ipv4Addr::UNSPECIFIED, &[]);
+        let (_, _, offer) = sent(answer(&link, &plan, &asking));
+        assert!(offer.len() <= usize::from(PACKET_LEN_MIN) - HEADERS_LEN);
+        let told = &options(&offer)[&code::ROUTES];
+        let all: Vec<u8> = plan.routes.iter().flat_map(route).collect();
+        assert!(told.len() >= 200 && all.starts_with(told), "{told:?}");
+        assert_eq!(told[9..14], [0, 169, 254, 1, 1]);
+        // Each of the others has eight bytes.
+        assert_eq!((told.len() - 14) % 8, 0);
     }
 
     proptest! {

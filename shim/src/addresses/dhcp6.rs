@@ -1,82 +1,32 @@
 //! A DHCPv6 server with one guest (RFC 8415): the pod's addresses, for as long as it lives.
 
+mod message;
+
 use std::net::{IpAddr, Ipv6Addr};
 
+use self::message::{Association, Request, code, kind, put, put_some, read};
 use super::SERVER_MAC;
-use super::dhcp4::names;
 use super::plan::{Ipv6Plan, LinkPlan};
+use super::wire::names;
 
-/// Associations of a message that are looked at, and addresses of each: a guest has one card here.
-const ASSOCIATIONS_MAX: usize = 4;
-const ADDRESSES_MAX: usize = 8;
+/// What a message has beside itself: the headers of IPv6 and UDP.
+const HEADERS_LEN: usize = 48;
 const FOREVER: u32 = u32::MAX;
 /// Nobody else answers here: a client need not wait for a better offer.
 const PREFERENCE_MAX: u8 = 255;
-
-/// Codes of options (RFC 8415; RFC 3646).
-mod code {
-    pub const CLIENT: u16 = 1;
-    pub const SERVER: u16 = 2;
-    pub const ASSOCIATION: u16 = 3;
-    pub const ADDRESS: u16 = 5;
-    pub const PREFERENCE: u16 = 7;
-    pub const STATUS: u16 = 13;
-    pub const RAPID: u16 = 14;
-    pub const NAME_SERVERS: u16 = 23;
-    pub const SEARCH: u16 = 24;
-}
-
-/// Kinds of messages.
-mod kind {
-    pub const SOLICIT: u8 = 1;
-    pub const ADVERTISE: u8 = 2;
-    pub const REQUEST: u8 = 3;
-    pub const CONFIRM: u8 = 4;
-    pub const RENEW: u8 = 5;
-    pub const REBIND: u8 = 6;
-    pub const REPLY: u8 = 7;
-    pub const RELEASE: u8 = 8;
-    pub const DECLINE: u8 = 9;
-    pub const INFORMATION: u8 = 11;
-}
 
 /// Status codes.
 mod status {
     pub const SUCCESS: u16 = 0;
     pub const NO_ADDRESS: u16 = 2;
     pub const NOT_ON_LINK: u16 = 4;
-}
-
-/// What is read of a client's message.
-#[derive(Default)]
-struct Request<'a> {
-    kind: u8,
-    transaction: [u8; 3],
-    client: Option<&'a [u8]>,
-    server: Option<&'a [u8]>,
-    is_rapid: bool,
-    associations: Vec<Association>,
-}
-
-/// An identity association: the client's name for a set of addresses.
-#[derive(Default)]
-struct Association {
-    id: [u8; 4],
-    addresses: Vec<Ipv6Addr>,
+    pub const NO_PREFIX: u16 = 6;
 }
 
 /// The answer to a message, if it asks for one.
 pub fn answer(link: &LinkPlan, plan: &Ipv6Plan, message: &[u8]) -> Option<Vec<u8>> {
     let request = read(message)?;
-    let names_us = request.server.is_some_and(|server| server == identity());
-    // Which messages name a server: RFC 8415, 16.
-    let (is_for_us, needs_client) = match request.kind {
-        kind::SOLICIT | kind::CONFIRM | kind::REBIND => (request.server.is_none(), true),
-        kind::REQUEST | kind::RENEW | kind::RELEASE | kind::DECLINE => (names_us, true),
-        kind::INFORMATION => (request.server.is_none() || names_us, false),
-        _ => (false, true),
-    };
-    if !is_for_us || (needs_client && request.client.is_none()) {
+    if !is_to_be_answered(&request) {
         return None;
     }
     let kind = match request.kind {
@@ -98,30 +48,49 @@ pub fn answer(link: &LinkPlan, plan: &Ipv6Plan, message: &[u8]) -> Option<Vec<u8
         IpAddr::V6(server) => Some(server.octets()),
         IpAddr::V4(_) => None,
     });
-    put_some(
-        &mut reply,
-        code::NAME_SERVERS,
-        &servers.flatten().collect::<Vec<u8>>(),
-    );
-    put_some(&mut reply, code::SEARCH, &names(&link.resolver.search));
+    let servers: Vec<u8> = servers.flatten().collect();
+    put_some(&mut reply, code::NAME_SERVERS, &servers);
+    // Behind the option's own head.
+    let room = usize::from(link.mtu).saturating_sub(HEADERS_LEN + reply.len() + 4);
+    let search = names(&link.resolver.search, room);
+    put_some(&mut reply, code::SEARCH, &search);
     Some(reply)
+}
+
+/// Which messages say what: RFC 8415, 16; which are left without an answer: 18.3.
+fn is_to_be_answered(request: &Request<'_>) -> bool {
+    let names_us = request.server.is_some_and(|server| server == identity());
+    let has_client = request.client.is_some();
+    let has_address = || request.associations.iter().any(|a| !a.addresses.is_empty());
+    match request.kind {
+        kind::SOLICIT | kind::REBIND => has_client && request.server.is_none(),
+        kind::CONFIRM => has_client && request.server.is_none() && has_address(),
+        kind::REQUEST | kind::RENEW | kind::RELEASE | kind::DECLINE => has_client && names_us,
+        kind::INFORMATION => {
+            request.associations.is_empty() && (request.server.is_none() || names_us)
+        }
+        _ => false,
+    }
 }
 
 /// The part that differs from one kind of message to the other.
 fn add_body(reply: &mut Vec<u8>, plan: &Ipv6Plan, request: &Request<'_>) {
     match request.kind {
         kind::SOLICIT | kind::REQUEST | kind::RENEW | kind::REBIND => {
-            if request.kind == kind::SOLICIT {
+            if request.kind == kind::SOLICIT && !request.is_rapid {
                 put(reply, code::PREFERENCE, &[PREFERENCE_MAX]);
             }
-            for (place, association) in request.associations.iter().enumerate() {
-                // All addresses are in the first one: none can be in two.
-                let ours = if place == 0 {
-                    plan.addresses.as_slice()
-                } else {
-                    &[]
+            // What a client only wishes for has not to be taken from it.
+            let ends_others = matches!(request.kind, kind::RENEW | kind::REBIND);
+            // All addresses are in the first one: none can be in two.
+            let mut ours = plan.addresses.as_slice();
+            for association in &request.associations {
+                let granted = match association.kind {
+                    code::ASSOCIATION => std::mem::take(&mut ours),
+                    _ => &[],
                 };
-                put(reply, code::ASSOCIATION, &association.granted(ours));
+                let answer = association.granted(granted, ends_others);
+                put(reply, association.kind, &answer);
             }
         }
         kind::CONFIRM => {
@@ -142,12 +111,16 @@ fn add_body(reply: &mut Vec<u8>, plan: &Ipv6Plan, request: &Request<'_>) {
 }
 
 impl Association {
-    /// The association with addresses; those that the client had in it and cannot have end at once.
-    fn granted(&self, ours: &[Ipv6Addr]) -> Vec<u8> {
+    /// The association with addresses. Those that the client had in it and cannot have end at once,
+    /// if `ends_others`.
+    fn granted(&self, ours: &[Ipv6Addr], ends_others: bool) -> Vec<u8> {
         let mut body = self.id.to_vec();
-        body.extend(FOREVER.to_be_bytes());
-        body.extend(FOREVER.to_be_bytes());
-        let foreign = self.addresses.iter().filter(|had| !ours.contains(had));
+        if self.kind != code::TEMPORARY {
+            body.extend(FOREVER.to_be_bytes());
+            body.extend(FOREVER.to_be_bytes());
+        }
+        let foreign = self.addresses.iter();
+        let foreign = foreign.filter(|had| ends_others && !ours.contains(had));
         let lives = ours.iter().map(|ip| (ip, FOREVER));
         for (ip, life) in lives.chain(foreign.map(|ip| (ip, 0))) {
             let mut address = ip.octets().to_vec();
@@ -156,7 +129,11 @@ impl Association {
             put(&mut body, code::ADDRESS, &address);
         }
         if ours.is_empty() {
-            put(&mut body, code::STATUS, &status::NO_ADDRESS.to_be_bytes());
+            let status = match self.kind {
+                code::DELEGATION => status::NO_PREFIX,
+                _ => status::NO_ADDRESS,
+            };
+            put(&mut body, code::STATUS, &status.to_be_bytes());
         }
         body
     }
@@ -169,77 +146,13 @@ fn identity() -> Vec<u8> {
     duid
 }
 
-fn read(message: &[u8]) -> Option<Request<'_>> {
-    let (head, options) = message.split_at_checked(4)?;
-    let [kind, transaction @ ..] = head else {
-        return None;
-    };
-    let mut request = Request {
-        kind: *kind,
-        transaction: transaction.try_into().ok()?,
-        ..Request::default()
-    };
-    let mut rest = options;
-    while let Some((code, value)) = take_option(&mut rest)? {
-        match code {
-            code::CLIENT => request.client = Some(value),
-            code::SERVER => request.server = Some(value),
-            code::RAPID => request.is_rapid = true,
-            code::ASSOCIATION if request.associations.len() < ASSOCIATIONS_MAX => {
-                request.associations.push(association(value)?);
-            }
-            _ => {}
-        }
-    }
-    Some(request)
-}
-
-fn association(value: &[u8]) -> Option<Association> {
-    let mut association = Association {
-        id: value.get(..4)?.try_into().ok()?,
-        ..Association::default()
-    };
-    // Behind the two times.
-    let mut rest = value.get(12..)?;
-    while let Some((code, value)) = take_option(&mut rest)? {
-        if code == code::ADDRESS && association.addresses.len() < ADDRESSES_MAX {
-            let address: [u8; 16] = value.get(..16)?.try_into().ok()?;
-            association.addresses.push(address.into());
-        }
-    }
-    Some(association)
-}
-
-/// The next option; `Some(None)` at the end, None when the message is broken.
-fn take_option<'a>(rest: &mut &'a [u8]) -> Option<Option<(u16, &'a [u8])>> {
-    if rest.is_empty() {
-        return Some(None);
-    }
-    let (head, after) = rest.split_at_checked(4)?;
-    let (&[a, b], &[c, d]) = (head.first_chunk::<2>()?, head.last_chunk::<2>()?);
-    let (value, after) = after.split_at_checked(usize::from(u16::from_be_bytes([c, d])))?;
-    *rest = after;
-    Some(Some((u16::from_be_bytes([a, b]), value)))
-}
-
-fn put_some(message: &mut Vec<u8>, code: u16, value: &[u8]) {
-    if !value.is_empty() {
-        put(message, code, value);
-    }
-}
-
-fn put(message: &mut Vec<u8>, code: u16, value: &[u8]) {
-    message.extend(code.to_be_bytes());
-    message.extend(u16::try_from(value.len()).unwrap_or(u16::MAX).to_be_bytes());
-    message.extend(value);
-}
-
 #[cfg(test)]
 pub mod tests {
     use podvisor_seed::{Nic, Resolver};
     use proptest::prelude::*;
 
     use super::super::frame::tests::GUEST;
+    use super::message::{DUID_LEN_MAX, take_option};
     use super::*;
 
     const CLIENT: [u8; 4] = [9, 9, 9, 9];
@@ -385,6 +298,58 @@ pub mod tests {
             .rfind(|(code, _)| *code == code::ASSOCIATION)
             .unwrap();
         assert_eq!(second[12..], [0, 13, 0, 2, 0, 2]);
+    }
+
+    #[test]
+    fn an_address_that_is_only_wished_for_is_not_taken_away() {
+        let association = wanting("fd00::99");
+        let solicit = message(kind::SOLICIT, &[(code::ASSOCIATION, &association)]);
+        let ours: Ipv6Addr = "fd00::5".parse().unwrap();
+        assert_eq!(addresses(&answered(&solicit).unwrap()), [(ours, FOREVER)]);
+    }
+
+    #[test]
+    fn there_are_no_prefixes_and_no_temporary_addresses() {
+        let asked = [
+            (code::DELEGATION, &[7_u8; 12][..]),
+            (code::TEMPORARY, &[8; 4]),
+            (code::ASSOCIATION, &[9; 12]),
+        ];
+        let reply = answered(&message(kind::SOLICIT, &asked)).unwrap();
+        let delegation = find(&reply, code::DELEGATION).unwrap();
+        assert_eq!(
+            (&delegation[..4], &delegation[12..]),
+            (&[7; 4][..], &[0, 13, 0, 2, 0, 6][..])
+        );
+        let temporary = find(&reply, code::TEMPORARY).unwrap();
+        assert_eq!(temporary, [8, 8, 8, 8, 0, 13, 0, 2, 0, 2]);
+        assert_eq!(addresses(&reply).len(), 1);
+    }
+
+    #[test]
+    fn a_reply_is_no_longer_than_a_packet() {
+        let mut link = link();
+        link.mtu = 1280;
+        link.resolver.search = (0..32)
+            .map(|n| format!("{}.n{n}", "x".repeat(60)))
+            .collect();
+        let plan = link.ipv6.clone().unwrap();
+        let asked = message(kind::SOLICIT, &[(code::ASSOCIATION, &[0; 12])]);
+        let reply = answer(&link, &plan, &asked).unwrap();
+        assert!(reply.len() + HEADERS_LEN <= 1280, "{}", reply.len());
+        let search = find(&reply, code::SEARCH).unwrap();
+        let all = names(&link.resolver.search, usize::MAX);
+        assert!(search.len() > 1000 && all.starts_with(&search));
+    }
+
+    #[test]
+    fn what_asks_for_nothing_or_says_too_much_is_not_answered() {
+        let empty = message(kind::CONFIRM, &[(code::ASSOCIATION, &[0; 12])]);
+        assert_eq!(answered(&empty), None);
+        let association = message(kind::INFORMATION, &[(code::ASSOCIATION, &[0; 12])]);
+        assert_eq!(answered(&association), None);
+        let long = message(kind::SOLICIT, &[(code::CLIENT, &[1; DUID_LEN_MAX + 1])]);
+        assert_eq!(answered(&long), None);
     }
 
     #[test]

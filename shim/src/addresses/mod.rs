@@ -13,6 +13,7 @@ mod plan;
 mod router;
 mod serve;
 mod services;
+mod wire;
 
 use podvisor_seed::{Nic, Resolver};
 

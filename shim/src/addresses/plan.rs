@@ -3,9 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use podvisor_seed::{Nic, Resolver};
+use podvisor_seed::{Nic, Resolver, Route};
 
-/// Routes that are told; more do not fit into one message.
+/// Routes of a family that are told; more hardly fit into one message.
 const ROUTES_MAX: usize = 32;
 /// Who answers when there is no gateway to answer for.
 const NO_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -86,8 +86,8 @@ fn ipv4(nic: &Nic) -> Option<Ipv4Plan> {
         IpNet::V6(_) => None,
     })?;
     let mut routes: Vec<_> = nic.routes.iter().filter_map(ipv4_route).collect();
-    // The one that is preferred, if several lead to the same place.
-    routes.sort_by_key(|(_, _, metric)| *metric);
+    // The one that is preferred, if several lead to the same place; the default route is told first.
+    routes.sort_by_key(|(to, _, metric)| (to.prefix_len() > 0, *metric));
     let mut told: Vec<(Ipv4Net, Option<Ipv4Addr>)> = Vec::new();
     for (destination, gateway, _) in routes.into_iter().take(ROUTES_MAX) {
         let host = gateway.map(Ipv4Net::from);
@@ -110,7 +110,7 @@ fn ipv4(nic: &Nic) -> Option<Ipv4Plan> {
     })
 }
 
-fn ipv4_route(route: &podvisor_seed::Route) -> Option<(Ipv4Net, Option<Ipv4Addr>, u32)> {
+fn ipv4_route(route: &Route) -> Option<(Ipv4Net, Option<Ipv4Addr>, u32)> {
     match (route.destination, route.gateway) {
         (IpNet::V4(to), None) => Some((to, None, route.metric)),
         (IpNet::V4(to), Some(IpAddr::V4(gateway))) => Some((to, Some(gateway), route.metric)),
@@ -136,8 +136,9 @@ fn ipv6(nic: &Nic, neighbours: &[Neighbour]) -> Option<Ipv6Plan> {
             .collect(),
         routers: Vec::new(),
     };
-    let mut routes: Vec<_> = nic.routes.iter().collect();
-    routes.sort_by_key(|route| route.metric);
+    let ours = |route: &&Route| matches!(route.destination, IpNet::V6(_));
+    let mut routes: Vec<_> = nic.routes.iter().filter(ours).collect();
+    routes.sort_by_key(|route| (route.destination.prefix_len() > 0, route.metric));
     let mut has_default = false;
     for route in routes.into_iter().take(ROUTES_MAX) {
         match (route.destination, route.gateway) {
@@ -204,8 +205,6 @@ fn stand_in(number: usize) -> Ipv6Addr {
 
 #[cfg(test)]
 mod tests {
-    use podvisor_seed::Route;
-
     use super::*;
 
     fn route(destination: &str, gateway: Option<&str>, metric: u32) -> Route {
@@ -256,6 +255,23 @@ mod tests {
         let plan = plan(&["10.1.0.5/24"], routes, &[]).ipv4.unwrap();
         assert_eq!(plan.router, Some("10.1.0.1".parse().unwrap()));
         assert_eq!(plan.routes.len(), 1);
+    }
+
+    #[test]
+    fn many_routes_hide_no_default_route_of_either_family() {
+        let mut routes: Vec<Route> = (0..40)
+            .map(|n| route(&format!("10.9.{n}.0/24"), Some("10.1.0.1"), 0))
+            .collect();
+        routes.extend((0..40).map(|n| route(&format!("fd01:{n}::/32"), Some("fe80::1"), 0)));
+        routes.push(route("::/0", Some("fe80::1"), 100));
+        routes.push(route("0.0.0.0/0", Some("10.1.0.1"), 100));
+        let plan = plan(&["10.1.0.5/24", "fd00::5/64"], routes, &[]);
+        let (ipv4, ipv6) = (plan.ipv4.unwrap(), plan.ipv6.unwrap());
+        assert_eq!(ipv4.router, Some("10.1.0.1".parse().unwrap()));
+        assert_eq!(ipv4.routes.len(), ROUTES_MAX);
+        let router = &ipv6.routers[0];
+        assert!(router.is_default);
+        assert_eq!(router.routes.len(), ROUTES_MAX - 1);
     }
 
     #[test]

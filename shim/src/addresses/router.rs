@@ -6,9 +6,15 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::Ipv6Net;
 
 use super::SERVER_MAC;
-use super::dhcp4::names;
 use super::plan::{Ipv6Plan, LinkPlan, Router};
+use super::wire::names;
 
+/// What a packet has beside a body: the header of IPv6, and eight bytes of ICMPv6.
+const HEADERS_LEN: usize = 48;
+/// What an advertisement's body begins with: two times, and the router's hardware address.
+const BEGIN_LEN: usize = 16;
+/// The longest option: 255 units.
+const OPTION_LEN_MAX: usize = 255 * 8;
 const HOP_LIMIT: u8 = 64;
 /// Addresses, and all else, come by DHCPv6.
 const MANAGED_AND_OTHER: u8 = 0xc0;
@@ -45,33 +51,50 @@ pub struct Discovery {
     pub body: Vec<u8>,
 }
 
-/// An advertisement of each router. What belongs to the link is in the first.
+/// The advertisements of each router: several, where one packet does not hold all options (RFC 4861,
+/// 6.2.3). What belongs to the link is in those of the first.
 pub fn advertisements(link: &LinkPlan, plan: &Ipv6Plan) -> Vec<Discovery> {
-    let routers = plan.routers.iter().enumerate();
-    routers
-        .map(|(place, router)| {
-            let mut advertisement = advertisement(router);
-            if place == 0 {
-                add_link(&mut advertisement.body, link, plan);
-            }
-            advertisement
-        })
-        .collect()
+    let room = usize::from(link.mtu).saturating_sub(HEADERS_LEN);
+    let mut all = Vec::new();
+    for (place, router) in plan.routers.iter().enumerate() {
+        let mut options = Vec::new();
+        if place == 0 {
+            options.extend(of_link(link, plan, room));
+        }
+        options.extend(router.routes.iter().map(route));
+        add_advertisements(&mut all, &advertisement(router), &options, room);
+    }
+    all
 }
 
+/// Adds advertisements that begin like `bare`. An option that fits into none is left out.
+fn add_advertisements(
+    all: &mut Vec<Discovery>,
+    bare: &Discovery,
+    options: &[Vec<u8>],
+    room: usize,
+) {
+    let mut current = bare.clone();
+    for option in options {
+        if bare.body.len() + option.len() > room {
+            continue;
+        }
+        if current.body.len() + option.len() > room {
+            all.push(std::mem::replace(&mut current, bare.clone()));
+        }
+        current.body.extend(option);
+    }
+    all.push(current);
+}
+
+/// An advertisement that says nothing but who the router is.
 fn advertisement(router: &Router) -> Discovery {
     let life = if router.is_default { ROUTER_LIFE } else { 0 };
     let [high, low] = life.to_be_bytes();
     // How long neighbours stay reachable, and how often they are asked: the guest's choice.
     let mut body = vec![0; 8];
     if let Some(mac) = router.mac {
-        put(&mut body, option::SOURCE_MAC, &mac);
-    }
-    for route in &router.routes {
-        let mut value = vec![route.prefix_len(), 0];
-        value.extend(FOREVER.to_be_bytes());
-        value.extend(route.network().octets());
-        put(&mut body, option::ROUTE, &value);
+        body.extend(option(option::SOURCE_MAC, &mac));
     }
     Discovery {
         from: router.ip,
@@ -80,30 +103,38 @@ fn advertisement(router: &Router) -> Discovery {
     }
 }
 
-fn add_link(body: &mut Vec<u8>, link: &LinkPlan, plan: &Ipv6Plan) {
+/// The options of a link, none of them longer than a packet with `room` has place for.
+fn of_link(link: &LinkPlan, plan: &Ipv6Plan, room: usize) -> Vec<Vec<u8>> {
     let mut mtu = vec![0; 2];
     mtu.extend(u32::from(link.mtu).to_be_bytes());
-    put(body, option::MTU, &mtu);
-    for net in &plan.on_link {
-        put(body, option::PREFIX, &prefix(net));
-    }
+    let mut options = vec![option(option::MTU, &mtu)];
+    let prefixes = plan.on_link.iter();
+    options.extend(prefixes.map(|net| option(option::PREFIX, &prefix(net))));
     let servers = link.resolver.servers.iter();
     let servers = servers.filter_map(|server| match server {
         IpAddr::V6(server) => Some(server.octets()),
         IpAddr::V4(_) => None,
     });
     let servers: Vec<u8> = servers.flatten().collect();
-    for (kind, value) in [
-        (option::NAME_SERVERS, servers),
-        (option::SEARCH, names(&link.resolver.search)),
-    ] {
+    // Behind what an advertisement begins with, in whole units, and behind the option's own head.
+    let names_len_max = (room.saturating_sub(BEGIN_LEN) / 8 * 8).min(OPTION_LEN_MAX);
+    let search = names(&link.resolver.search, names_len_max.saturating_sub(8));
+    for (kind, value) in [(option::NAME_SERVERS, servers), (option::SEARCH, search)] {
         if !value.is_empty() {
             let mut all = vec![0; 2];
             all.extend(FOREVER.to_be_bytes());
             all.extend(value);
-            put(body, kind, &all);
+            options.push(option(kind, &all));
         }
     }
+    options
+}
+
+fn route(net: &Ipv6Net) -> Vec<u8> {
+    let mut value = vec![net.prefix_len(), 0];
+    value.extend(FOREVER.to_be_bytes());
+    value.extend(net.network().octets());
+    option(option::ROUTE, &value)
 }
 
 fn prefix(net: &Ipv6Net) -> Vec<u8> {
@@ -123,7 +154,7 @@ pub fn neighbour(plan: &Ipv6Plan, from: Ipv6Addr, target: Ipv6Addr) -> Option<Di
     let solicited = if from.is_unspecified() { 0 } else { SOLICITED };
     let leads_on = if mac == SERVER_MAC { 0 } else { ROUTER };
     let mut body = target.octets().to_vec();
-    put(&mut body, option::TARGET_MAC, &mac);
+    body.extend(option(option::TARGET_MAC, &mac));
     Some(Discovery {
         from: target,
         head: [leads_on | solicited | OVERRIDE, 0, 0, 0],
@@ -131,15 +162,13 @@ pub fn neighbour(plan: &Ipv6Plan, from: Ipv6Addr, target: Ipv6Addr) -> Option<Di
     })
 }
 
-/// Adds an option, filled up to a multiple of eight bytes. One that is too long is left out.
-fn put(body: &mut Vec<u8>, kind: u8, value: &[u8]) {
+/// An option, filled up to a multiple of eight bytes. Its callers bound its length.
+fn option(kind: u8, value: &[u8]) -> Vec<u8> {
     let len = (value.len() + 2).next_multiple_of(8);
-    let Ok(units) = u8::try_from(len / 8) else {
-        return;
-    };
-    body.extend([kind, units]);
-    body.extend(value);
-    body.resize(body.len() + len - value.len() - 2, 0);
+    let mut bytes = vec![kind, u8::try_from(len / 8).unwrap_or(u8::MAX)];
+    bytes.extend(value);
+    bytes.resize(len, 0);
+    bytes
 }
 
 #[cfg(test)]
@@ -217,6 +246,43 @@ mod tests {
             panic!("{options:?}");
         };
         assert_eq!((*kind, route[0]), (option::ROUTE, 48));
+    }
+
+    #[test]
+    fn what_one_packet_does_not_hold_is_in_several() {
+        let mut link = link();
+        link.mtu = 1280;
+        let routes = (0..60).map(|n| Ipv6Net::new([0xfd01, n, 0, 0, 0, 0, 0, 0].into(), 32));
+        let routes: Vec<Ipv6Net> = routes.map(Result::unwrap).collect();
+        let mut plan = link.ipv6.clone().unwrap();
+        plan.routers[0].routes.clone_from(&routes);
+        link.resolver.search = (0..32)
+            .map(|n| format!("{}.n{n}", "x".repeat(60)))
+            .collect();
+        let advertised = advertisements(&link, &plan);
+        let of_first = advertised
+            .iter()
+            .filter(|one| one.from == plan.routers[0].ip);
+        let mut told = Vec::new();
+        for one in of_first {
+            assert!(one.body.len() + HEADERS_LEN <= 1280);
+            assert_eq!(one.head, [64, 0xc0, 0x23, 0x28]);
+            let options = options(&one.body[8..]);
+            assert_eq!(options[0].0, option::SOURCE_MAC);
+            told.extend(options.into_iter().skip(1));
+        }
+        let of_kind = |kind| told.iter().filter(move |(known, _)| *known == kind);
+        assert_eq!(of_kind(option::ROUTE).count(), routes.len());
+        assert_eq!(of_kind(option::PREFIX).count(), 1);
+        let [(_, search)] = of_kind(option::SEARCH).collect::<Vec<_>>()[..] else {
+            panic!("{told:?}");
+        };
+        let all = names(&link.resolver.search, usize::MAX);
+        let told = search[6..].iter().rposition(|byte| *byte != 0).unwrap();
+        assert!(
+            told > 1000 && all.starts_with(&search[6..=told + 6]),
+            "{told}"
+        );
     }
 
     #[test]

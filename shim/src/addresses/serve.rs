@@ -1,7 +1,7 @@
 //! Serves a pod's guest on its taps.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -85,10 +85,14 @@ async fn receive(fd: &AsyncFd<OwnedFd>, frame: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// Sends a frame to the guest. One that its card has no room for is lost, as on any link.
-fn transmit(fd: &AsyncFd<OwnedFd>, frame: &[u8]) -> io::Result<()> {
+/// Sends a frame to the guest. One that its card has no room for, or that is longer than its packets,
+/// is lost, as on any link.
+fn transmit(fd: &impl AsRawFd, frame: &[u8]) -> io::Result<()> {
     match send(fd.as_raw_fd(), frame, MsgFlags::MSG_DONTWAIT) {
-        Ok(_) | Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENETDOWN | Errno::EIO) => Ok(()),
+        Ok(_)
+        | Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENETDOWN | Errno::EIO | Errno::EMSGSIZE) => {
+            Ok(())
+        }
         Err(errno) => Err(errno.into()),
     }
 }
@@ -176,6 +180,19 @@ mod tests {
             answered.await.unwrap();
         };
         serve_during(exchange, vec![(socket, link())]).await;
+    }
+
+    #[test]
+    fn a_frame_that_is_too_long_for_its_link_is_lost_alone() {
+        let (guest, ours) = UnixDatagram::pair().unwrap();
+        assert_eq!(
+            guest.send(&vec![0; 16 << 20]).unwrap_err().raw_os_error(),
+            Some(Errno::EMSGSIZE as i32)
+        );
+        transmit(&ours, &vec![0; 16 << 20]).unwrap();
+        transmit(&ours, b"short").unwrap();
+        let mut frame = [0; 8];
+        assert_eq!(guest.recv(&mut frame).unwrap(), 5);
     }
 
     #[test]

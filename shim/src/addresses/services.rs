@@ -28,7 +28,7 @@ impl Services {
         }
     }
 
-    /// What is answered to a frame of the guest: at most one frame for each router.
+    /// What is answered to a frame of the guest: one frame, or of routers a few for each.
     pub fn answer(&mut self, frame: &[u8]) -> Vec<Vec<u8>> {
         match frame::question(frame, self.link.mac) {
             Some(Question::Dhcp4(message)) => self.dhcp4(message).into_iter().collect(),

@@ -223,7 +223,9 @@ impl Actor {
             Message::GuestEnded { reason, .. } => self.guest_ended(&reason),
             Message::IsMachine { plan, reply } => self.create_pet(plan, reply),
             Message::PetPrepared { id, result, reply } => self.pet_prepared(&id, result, reply),
-            Message::PetDelayed { container, reply } => self.pet_delayed(&container, reply),
+            Message::PetDelayed {
+                container, reply, ..
+            } => self.pet_delayed(&container, reply),
             Message::PetStarted {
                 container,
                 result,
@@ -250,6 +252,7 @@ impl Actor {
     fn heard_late(message: Message) {
         match message {
             Message::Booted { result, reply, .. } => Self::booted_late(result, reply),
+            Message::PetDelayed { reply, .. } => Self::pet_delayed_late(reply),
             Message::PetStarted { result, reply, .. } => Self::pet_started_late(*result, reply),
             _ => {}
         }

@@ -169,6 +169,11 @@ impl Actor {
         self.started(&ProcessId::init(container), Ok(()), reply);
     }
 
+    /// A machine whose start was given up meanwhile has ended: it does not start after that.
+    pub(super) fn pet_delayed_late(reply: Reply<()>) {
+        let _ = reply.send(Err(TaskError::NoGuest(super::ending::GIVEN_UP.to_owned())));
+    }
+
     pub(super) fn pet_started(
         &mut self,
         container: &str,

@@ -139,7 +139,11 @@ async fn run(
     if plan.disks.is_to_be_filled()
         && let Some(reply) = reply.take()
     {
-        let _ = out.send(Message::PetDelayed { container, reply });
+        let _ = out.send(Message::PetDelayed {
+            epoch,
+            container,
+            reply,
+        });
     }
     match launch(plan, tools, ends, epoch, out).await {
         Ok(started) => Ok(started),

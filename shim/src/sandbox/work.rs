@@ -99,7 +99,11 @@ pub(super) enum Message {
         reply: Reply<()>,
     },
     /// A machine boots later: who waits for its start is answered now.
-    PetDelayed { container: String, reply: Reply<()> },
+    PetDelayed {
+        epoch: u64,
+        container: String,
+        reply: Reply<()>,
+    },
     /// A machine boots its own system, or does not start.
     PetStarted {
         epoch: u64,
@@ -127,6 +131,7 @@ impl Message {
         match self {
             Self::Booted { epoch, .. }
             | Self::GuestEnded { epoch, .. }
+            | Self::PetDelayed { epoch, .. }
             | Self::PetStarted { epoch, .. }
             | Self::PetNews { epoch, .. } => Some(*epoch),
             _ => None,

@@ -9,6 +9,7 @@ use super::*;
 use crate::io::Stdio;
 use crate::sandbox::CreateRequest;
 use crate::sandbox::actor::GuestState;
+use crate::sandbox::work::Message;
 
 /// Well below what a deletion gives output to be taken.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -161,6 +162,31 @@ async fn a_guest_that_comes_up_as_its_boot_is_given_up_is_stopped() {
     let shutdown = pod.client.shutdown(ShutdownRequest::default());
     shutdown.await.unwrap();
     pod.actor.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_machine_whose_start_was_given_up_does_not_start_later() {
+    let (pod, mut actor, begin) = Pod::idle(None);
+    let delayed = |epoch| {
+        let (reply, started) = oneshot::channel();
+        let container = CONTAINER.to_owned();
+        let message = Message::PetDelayed {
+            epoch,
+            container,
+            reply,
+        };
+        (message, started)
+    };
+    actor.epoch = 2;
+    let (earlier, given_up) = delayed(1);
+    let (current, started) = delayed(2);
+    actor.outbox.send(earlier).ok();
+    actor.outbox.send(current).ok();
+    begin.send(actor).ok();
+    let error = given_up.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("ended while it booted"), "{error}");
+    started.await.unwrap().unwrap();
+    drop(pod);
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use podvisor_proto::cri::v1::LinuxContainerResources;
 use podvisor_tests::{Console, Cri, LoopDevice, Pod, PodNetworks, wait};
 
@@ -41,9 +41,22 @@ fn ensure_seen(console: &mut Console, seen: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
+/// The node's pool of huge pages, and as many as the machine is large, with some to spare.
+const POOL: &str = "/proc/sys/vm/nr_hugepages";
+const PAGES: &str = "170";
+const SMBIOS: &str = "{system: {manufacturer: Example, product: Pet, version: '7', sku: A1, family: Pets}, \
+    board: {product: Board}, chassis: {asset: '0042'}, oem-strings: [role=db]}";
+
 fn hardware(cri: &Cri) -> Result<()> {
-    let smbios = "{system: {manufacturer: Example, product: Pet, version: '7', sku: A1, family: Pets}, \
-         board: {product: Board}, chassis: {asset: '0042'}, oem-strings: [role=db]}";
+    fs::write(POOL, PAGES)?;
+    let seen = hardware_on_huge_pages(cri);
+    fs::write(POOL, "0")?;
+    seen
+}
+
+fn hardware_on_huge_pages(cri: &Cri) -> Result<()> {
+    let pages = fs::read_to_string(POOL)?;
+    ensure!(pages.trim() == PAGES, "the node has {pages} huge pages");
     let pod = machine_pod(cri, "hardware")
         .annotation("podvisor.io/cpus", "2")
         .annotation("podvisor.io/max-cpus", "2")
@@ -51,8 +64,9 @@ fn hardware(cri: &Cri) -> Result<()> {
         .annotation("podvisor.io/cpu-model", "x86-64-v2")
         .annotation("podvisor.io/memory", "320Mi")
         .annotation("podvisor.io/kernel-args", "mitigations=off")
-        .annotation("podvisor.io/smbios", smbios)
+        .annotation("podvisor.io/smbios", SMBIOS)
         .annotation("podvisor.io/rng", "1Ki")
+        .annotation("podvisor.io/hugepages", "2Mi")
         .annotation("podvisor.io/balloon", "reporting")
         .run()?;
     let machine = machine(&pod, BUSYBOX).start()?;
@@ -82,14 +96,22 @@ fn hardware(cri: &Cri) -> Result<()> {
                 "strings /sys/firmware/dmi/tables/DMI | grep role=",
                 "role=db",
             ),
-            // Feature 5 of a balloon (device 5 of virtio): it reports free pages.
-            (
-                "cd /sys/bus/virtio/devices; for d in *; do \
-                 [ $(cat $d/device) = 0x0005 ] && cut -c 6 $d/features; done; true",
-                "1",
-            ),
+            (REPORTING, "1"),
         ],
     )?;
+    sizes(&pod, &mut console)
+}
+
+/// Feature 5 of each balloon (device 5 of virtio): it reports free pages.
+const REPORTING: &str = "cd /sys/bus/virtio/devices; for d in *; do \
+    [ $(cat $d/device) = 0x0005 ] && cut -c 6 $d/features; done; true";
+
+/// How much memory the machine has, and in what; who it is; how fast its entropy comes.
+fn sizes(pod: &Pod<'_>, console: &mut Console) -> Result<()> {
+    let maps = fs::read_to_string(format!("/proc/{}/smaps", pod.shim_pid()?))?;
+    let mut lines = maps.lines();
+    let is_huge = lines.any(|l| l.starts_with("KernelPageSize:") && l.ends_with(" 2048 kB"));
+    ensure!(is_huge, "no memory is in huge pages");
     let kib = console.run("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
     let mib = kib.parse::<u64>()? >> 10;
     ensure!((256..=320).contains(&mib), "{mib} MiB of 320");
@@ -206,7 +228,8 @@ fn disks_and_cards(cri: &Cri) -> Result<()> {
         &["podvisor.io/nics", "net1", "1450"],
     )?;
     let (data, slow) = (LoopDevice::new(DATA_LEN)?, LoopDevice::new(DATA_LEN)?);
-    let disks = "- {path: /dev/data, ro: true, serial: DATA01, pci: '00:0a.0', queues: 1, cache: none}\n\
+    let disks = "- {path: /, cache: unsafe}\n\
+         - {path: /dev/data, ro: true, serial: DATA01, pci: '00:0a.0', queues: 1, cache: none, bps: 2Mi}\n\
          - {path: /dev/slow, serial: SLOW01, iops: 20, cache: writethrough, iothread: 1}\n";
     let pod = machine_pod(cri, "disks")
         .annotation("podvisor.io/cpus", "2")
@@ -231,9 +254,19 @@ fn disks_and_cards(cri: &Cri) -> Result<()> {
                 "0000:00:0a.0",
             ),
             ("cat /run/SLOW01/queue/write_cache", "write through"),
+            ("cat /run/boot/queue/write_cache", "write back"),
         ],
     )?;
     cards(&pod, &mut console)?;
+    rates(&mut console)?;
+    let write =
+        console.run("dd if=/dev/zero of=/dev/$(basename $(readlink -f /run/DATA01)) count=1");
+    ensure!(write.is_err(), "wrote to a read-only disk");
+    Ok(())
+}
+
+/// How long reads take of the disks that are slower than they could be.
+fn rates(console: &mut Console) -> Result<()> {
     // 20 requests a second, of which a second's worth may come at once.
     let took = console.run(
         "d=/dev/$(basename $(readlink -f /run/SLOW01)); a=$(cut -d . -f 1 /proc/uptime); i=0; \
@@ -241,9 +274,13 @@ fn disks_and_cards(cri: &Cri) -> Result<()> {
          2> /dev/null || exit 1; i=$((i + 1)); done; b=$(cut -d . -f 1 /proc/uptime); echo $((b - a))",
     )?;
     ensure!(took.parse::<u32>()? >= 3, "100 reads in {took} s");
-    let write =
-        console.run("dd if=/dev/zero of=/dev/$(basename $(readlink -f /run/DATA01)) count=1");
-    ensure!(write.is_err(), "wrote to a read-only disk");
+    // 2 MiB a second, in the same way.
+    let took = console.run(
+        "d=/dev/$(basename $(readlink -f /run/DATA01)); a=$(cut -d . -f 1 /proc/uptime); \
+         dd if=$d of=/dev/null bs=65536 count=160 iflag=direct 2> /dev/null || exit 1; \
+         b=$(cut -d . -f 1 /proc/uptime); echo $((b - a))",
+    )?;
+    ensure!(took.parse::<u32>()? >= 3, "10 MiB in {took} s");
     Ok(())
 }
 
@@ -288,10 +325,15 @@ fn cards(pod: &Pod<'_>, console: &mut Console) -> Result<()> {
 
 /// The pod's address stays where it is, and leads to the machine.
 fn private_address(cri: &Cri) -> Result<()> {
-    let pod =
-        machine_pod(cri, "private").annotation("podvisor.io/nics", "[{name: eth0, mode: nat}]");
+    let pod = machine_pod(cri, "private")
+        .annotation("podvisor.io/nics", "[{name: eth0, mode: nat}]")
+        .annotation("podvisor.io/balloon", "off")
+        .annotation("podvisor.io/cloud-init", "/etc/seed");
     let pod = pod.run()?;
-    let machine = machine(&pod, BUSYBOX).start()?;
+    let seed = pod.volume("kubernetes.io~secret/seed")?;
+    fs::write(seed.join("user-data"), "#!/bin/sh\n# of a volume\n")?;
+    let machine = machine(&pod, BUSYBOX).mount_read_only(&seed, "/etc/seed");
+    let machine = machine.start()?;
     let mut console = logged_in(&machine)?;
     let addresses = pod.addresses()?;
     let address = addresses.iter().find(|address| address.contains('.'));
@@ -303,6 +345,14 @@ fn private_address(cri: &Cri) -> Result<()> {
                 "ip -o -4 address show dev eth0 | grep -o 198.18.0.2/24",
                 "198.18.0.2/24",
             ),
+            (
+                "ip route | grep -o '^default via [0-9.]*'",
+                "default via 198.18.0.1",
+            ),
+            ("grep -o 10.96.0.10 /etc/resolv.conf", "10.96.0.10"),
+            ("tail -n 1 /run/seed/user-data", "# of a volume"),
+            // There is no balloon.
+            (REPORTING, ""),
             (
                 "ping -c 1 -W 10 10.88.0.1 > /dev/null && echo there",
                 "there",
@@ -332,7 +382,8 @@ fn private_address(cri: &Cri) -> Result<()> {
     Ok(())
 }
 
-fn page(address: &str) -> Result<String> {
+/// The page that the busybox machine serves.
+pub fn page(address: &str) -> Result<String> {
     let mut page = TcpStream::connect(address)?;
     page.set_read_timeout(Some(Duration::from_secs(30)))?;
     page.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
@@ -390,13 +441,36 @@ fn boot_order(cri: &Cri) -> Result<()> {
     filled.stop(Duration::from_secs(60))?;
     drop(pod);
     mark(&second)?;
-    let pod = machine_pod(cri, "order").annotation("podvisor.io/boot-order", "[/dev/second, /]");
+    let pod = machine_pod(cri, "order")
+        .annotation("podvisor.io/boot-order", "[/dev/second, /]")
+        .annotation("podvisor.io/cpu-pinning", "auto")
+        .annotation("podvisor.io/balloon", "auto");
     let pod = pod.run()?;
     let machine = machine(&pod, BUSYBOX).device(second.path(), "/dev/second", "mrw");
-    let mut console = logged_in(&machine.start()?)?;
+    let machine = machine.millicpus(1000);
+    let machine = machine.with_resources(|all| all.cpuset_cpus = "0".into());
+    let machine = machine.start()?;
+    let mut console = logged_in(&machine)?;
     let arguments = console.run("cat /proc/cmdline")?;
     ensure!(arguments.contains("from=second"), "{arguments}");
+    ensure_seen(&mut console, &[(REPORTING, "1")])?;
+    let allowed = cpus_of_vcpu(&pod)?;
+    ensure!(allowed == "0", "vcpu0 runs on {allowed}");
     Ok(())
+}
+
+/// The host's CPUs that the machine's first processor may run on.
+fn cpus_of_vcpu(pod: &Pod<'_>) -> Result<String> {
+    for task in fs::read_dir(format!("/proc/{}/task", pod.shim_pid()?))? {
+        let path = task?.path();
+        if fs::read_to_string(path.join("comm"))?.trim() == "vcpu0" {
+            let status = fs::read_to_string(path.join("status"))?;
+            let mut lines = status.lines();
+            let list = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+            return Ok(list.context("no list of CPUs")?.trim().to_owned());
+        }
+    }
+    bail!("there is no vcpu0")
 }
 
 /// Changes what the disk's menu says for its kernel.

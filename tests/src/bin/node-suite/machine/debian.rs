@@ -13,7 +13,7 @@ use podvisor_tests::{Console, Container, Cri, LoopDevice, Pod, PodBuilder, wait}
 use super::{DEBIAN_BOOT, machine, machine_pod, transcript};
 use crate::case::{Case, long};
 
-const DEBIAN: &str = "docker.io/podvisor/debian-machine:13";
+pub const DEBIAN: &str = "docker.io/podvisor/debian-machine:13";
 const DEBIAN_TREE: &str = "docker.io/podvisor/debian-tree:13";
 const PASSWORD: &str = "let me in";
 /// Longer than systemd takes to end, on an emulated node.
@@ -29,7 +29,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// What the user's own cloud-init data says.
-fn user_data() -> String {
+pub fn user_data() -> String {
     format!(
         "#cloud-config\n\
          password: {PASSWORD}\n\
@@ -89,7 +89,7 @@ fn debian<'c>(cri: &'c Cri, name: &str) -> PodBuilder<'c> {
 }
 
 /// Someone who is logged in, when cloud-init has done all it has to do.
-fn logged_in(machine: &Container<'_, '_>) -> Result<Console> {
+pub fn logged_in(machine: &Container<'_, '_>) -> Result<Console> {
     let mut console = Console::attach(machine)?;
     console
         .log_in("debian", Some(PASSWORD), DEBIAN_BOOT)

@@ -15,6 +15,7 @@ mod ends;
 mod examples;
 mod first_boot;
 mod guest_agent;
+mod networks;
 mod pets;
 mod volumes;
 
@@ -34,6 +35,7 @@ pub fn cases() -> Vec<Case> {
         pets::cases(),
         volumes::cases(),
         annotations::cases(),
+        networks::cases(),
         bad_disks::cases(),
         guest_agent::cases(),
         debian::cases(),
