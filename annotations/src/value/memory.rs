@@ -11,8 +11,10 @@ choice! {
     Hugepages {
         None = "none": "pages of 4 KiB",
         Thp = "thp": "transparent huge pages where the kernel finds them",
-        Mi2 = "2Mi": "huge pages of 2 MiB from the node's pool; the pod fails when there are too few",
-        Gi1 = "1Gi": "huge pages of 1 GiB from the node's pool; the pod fails when there are too few",
+        Mi2 = "2Mi": "huge pages of 2 MiB from the node's pool; the pod fails when there are too few, and under a kubelet without \
+            `limits.hugepages-2Mi` of as much",
+        Gi1 = "1Gi": "huge pages of 1 GiB from the node's pool; the pod fails when there are too few, and under a kubelet without \
+            `limits.hugepages-1Gi` of as much",
     }
 }
 

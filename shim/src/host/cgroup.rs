@@ -82,12 +82,26 @@ pub fn confine(leaf: &Path, cpus: &str) -> Result<(), CgroupError> {
 
 /// The smallest `memory.max`, in bytes, of the groups above `leaf` (relative to the root).
 pub fn memory_max(leaf: &Path) -> Option<u64> {
+    smallest_limit(Path::new(ROOT), leaf, "memory.max")
+}
+
+/// How many bytes the groups above `leaf` may have of the node's pool of huge pages of `page_len` bytes.
+pub fn huge_pages_max(leaf: &Path, page_len: u64) -> Option<u64> {
+    // As the kernel writes sizes (mm/hugetlb_cgroup.c, mem_fmt).
+    let size = match page_len >> 20 {
+        mib @ ..1024 => format!("{mib}MB"),
+        mib => format!("{}GB", mib >> 10),
+    };
+    smallest_limit(Path::new(ROOT), leaf, &format!("hugetlb.{size}.max"))
+}
+
+fn smallest_limit(root: &Path, leaf: &Path, file: &str) -> Option<u64> {
     let groups = leaf
         .ancestors()
         .skip(1)
         .filter(|group| !group.as_os_str().is_empty());
     let limits = groups.filter_map(|group| {
-        let text = fs::read_to_string(Path::new(ROOT).join(group).join("memory.max")).ok()?;
+        let text = fs::read_to_string(root.join(group).join(file)).ok()?;
         text.trim().parse::<u64>().ok()
     });
     limits.min()
@@ -123,4 +137,26 @@ pub fn remove(made: &[PathBuf]) -> Result<(), CgroupError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_limit_above_a_group_counts_and_not_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = root.path().join("pods/pod");
+        fs::create_dir_all(pod.join("leaf")).unwrap();
+        let of_leaf = || smallest_limit(root.path(), Path::new("pods/pod/leaf"), "memory.max");
+        assert_eq!(of_leaf(), None);
+        fs::write(pod.join("leaf/memory.max"), "1\n").unwrap();
+        fs::write(pod.join("memory.max"), "max\n").unwrap();
+        fs::write(root.path().join("memory.max"), "2\n").unwrap();
+        assert_eq!(of_leaf(), None, "none of a group above");
+        fs::write(root.path().join("pods/memory.max"), "8192\n").unwrap();
+        assert_eq!(of_leaf(), Some(8192));
+        fs::write(pod.join("memory.max"), "4096\n").unwrap();
+        assert_eq!(of_leaf(), Some(4096));
+    }
 }

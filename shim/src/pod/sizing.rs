@@ -1,5 +1,6 @@
 //! How large a pod's machine is: its containers' limits and what the guest itself takes.
 
+use podvisor_annotations::value::memory::Hugepages;
 use podvisor_annotations::{Annotations, Key};
 use podvisor_vmm::{MemorySize, Vcpus};
 use thiserror::Error;
@@ -95,6 +96,20 @@ pub enum SizeError {
         /// `memory.max` of the pod's cgroup in bytes.
         cgroup_max: u64,
     },
+    /// The pod's cgroup keeps the machine from its huge pages.
+    #[error(
+        "podvisor.io/hugepages: the VM's memory of {} are pages of {hugepages}, and the pod's cgroup allows {} of them: \
+         a container's resources.limits.hugepages-{hugepages} must be as much",
+        mib(*.memory), mib(*.pool_max)
+    )]
+    PoolTooSmall {
+        /// The pages' size, as the annotation says it.
+        hugepages: Hugepages,
+        /// Guest memory in bytes.
+        memory: u64,
+        /// `hugetlb.<size>.max` of the pod's cgroup in bytes.
+        pool_max: u64,
+    },
 }
 
 impl Size {
@@ -161,6 +176,23 @@ impl Size {
             Some(cgroup_max) if memory.saturating_add(host_overhead(memory)) > cgroup_max => {
                 Err(SizeError::CgroupTooSmall { memory, cgroup_max })
             }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes sure that the pod's cgroup, which may have `pool_max` bytes of these pages, lets the machine have
+    /// them. A kubelet allows none to a pod that does not ask for any.
+    ///
+    /// # Errors
+    /// [`SizeError::PoolTooSmall`].
+    pub fn check_pool(&self, hugepages: Hugepages, pool_max: Option<u64>) -> Result<(), SizeError> {
+        let memory = self.memory.bytes();
+        match pool_max {
+            Some(pool_max) if memory > pool_max => Err(SizeError::PoolTooSmall {
+                hugepages,
+                memory,
+                pool_max,
+            }),
             _ => Ok(()),
         }
     }
@@ -270,6 +302,20 @@ mod tests {
             .to_string();
         assert!(
             error.contains("128 MiB") && error.contains("podFixed"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_machine_that_may_not_have_its_huge_pages_is_refused_with_the_numbers() {
+        let machine = Size::of(1, 128);
+        for allowed in [None, Some(128 << 20)] {
+            assert_eq!(machine.check_pool(Hugepages::Mi2, allowed), Ok(()));
+        }
+        let error = machine.check_pool(Hugepages::Mi2, Some(0)).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("128 MiB are pages of 2Mi") && error.contains("limits.hugepages-2Mi"),
             "{error}"
         );
     }

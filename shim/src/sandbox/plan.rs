@@ -104,6 +104,11 @@ impl PodPlan {
         };
         let size = of(limits, &self.annotations, memory, cpus)?;
         size.check_cgroup(cgroup::memory_max(&self.leaf))?;
+        let backing = hardware::memory_backing(&self.annotations, false);
+        if let (Some(hugepages), true) = (self.annotations.hugepages, backing.is_pool()) {
+            let pool_max = cgroup::huge_pages_max(&self.leaf, backing.page_len());
+            size.check_pool(hugepages, pool_max)?;
+        }
         Ok(Room::new(size, &self.annotations, is_machine)?)
     }
 

@@ -42,6 +42,12 @@ impl MemoryBacking {
         }
     }
 
+    /// Whether it comes out of a pool of huge pages.
+    #[must_use]
+    pub fn is_pool(self) -> bool {
+        self.pool().is_some()
+    }
+
     pub(super) fn pool(self) -> Option<Pool> {
         match self {
             Self::Normal | Self::TransparentHugePages => None,

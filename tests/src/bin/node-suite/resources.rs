@@ -147,6 +147,19 @@ fn beyond_the_machine(cri: &Cri) -> Result<()> {
     }
     let limit = container.shell("cat /sys/fs/cgroup/memory.max")?;
     ensure!(limit == (64 << 20).to_string(), "the limit became {limit}");
+    beyond_the_pool(cri)
+}
+
+/// A kubelet lets no pod have huge pages that does not ask for them in its limits.
+fn beyond_the_pool(cri: &Cri) -> Result<()> {
+    const LIMIT: &str = "/sys/fs/cgroup/kubepods/hugetlb.2MB.max";
+    fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+hugetlb")?;
+    fs::write(LIMIT, "0").context(LIMIT)?;
+    let pod = PodBuilder::new(cri, Handler::Podvisor, "pages");
+    let refused = pod.annotation("podvisor.io/hugepages", "2Mi").run().err();
+    fs::write(LIMIT, "max")?;
+    let error = format!("{:#}", refused.context("pages that are not allowed")?);
+    ensure!(error.contains("limits.hugepages-2Mi must be"), "{error}");
     Ok(())
 }
 

@@ -52,7 +52,7 @@ pub fn modules(name: &str) -> Result<Vec<u8>> {
     let folder = tempfile::tempdir()?;
     let release = File::open(node::release()?.join("machine-initrd.cpio"))?;
     let mut unpack = Command::new(BUSYBOX);
-    unpack.args(["cpio", "-i", "-d", "modules/*"]);
+    unpack.args(["cpio", "-i", "-d", "--quiet", "modules/*"]);
     run(unpack.current_dir(folder.path()).stdin(release))?;
     let from = folder.path().join("modules");
     let dependencies = fs::read_to_string(from.join("modules.dep"))?;
