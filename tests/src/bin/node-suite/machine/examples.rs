@@ -15,6 +15,7 @@ use podvisor_tests::wait;
 use tempfile::NamedTempFile;
 
 use super::DEBIAN_BOOT;
+use super::debian::DEBIAN;
 use crate::case::{Case, long};
 use crate::command_line::ESCAPE;
 use crate::terminal::Terminal;
@@ -35,7 +36,9 @@ const SHOWN: Duration = Duration::from_secs(60);
 const PROMPT: Duration = Duration::from_secs(10);
 
 pub fn cases() -> Vec<Case> {
-    vec![long("example_machines_run_as_written", |_| {
+    vec![long("example_machines_run_as_written", |cri| {
+        // Its download is no part of any limit.
+        cri.ensure_image(DEBIAN)?;
         job().context("machine-job.yaml")?;
         machine().context("machine.yaml")?;
         pet().context("pet.yaml")

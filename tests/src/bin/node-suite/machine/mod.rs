@@ -26,7 +26,7 @@ const BUSYBOX_TREE: &str = "docker.io/podvisor/busybox-tree:latest";
 /// From a machine's start to its login prompt, on an emulated node: the busybox machine's and the
 /// Debian machine's, whose first boot is the longest.
 const BUSYBOX_BOOT: Duration = Duration::from_secs(120);
-const DEBIAN_BOOT: Duration = Duration::from_secs(420);
+const DEBIAN_BOOT: Duration = Duration::from_mins(15);
 
 pub fn cases() -> Vec<Case> {
     [
