@@ -53,6 +53,10 @@ configure() {
     echo 'datasource_list: [NoCloud]' > "$tree/etc/cloud/cloud.cfg.d/90-datasource.cfg"
     echo debian > "$tree/etc/hostname"
     : > "$tree/etc/fstab"
+    # systemd gives a device and a service 90 seconds, which is not much on an emulated processor that others use as well.
+    mkdir -p "$tree/etc/systemd/system.conf.d"
+    printf '[Manager]\nDefaultTimeoutStartSec=15min\nDefaultDeviceTimeoutSec=15min\n' \
+        > "$tree/etc/systemd/system.conf.d/patience.conf"
     # Work for a machine that lives for months, at every boot of one that lives for minutes.
     in_tree systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
         e2scrub_reap.service grub-common.service
