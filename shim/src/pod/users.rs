@@ -35,6 +35,11 @@ pub enum UserMapsError {
         "hostUsers is false, and linux.uidMappings or linux.gidMappings says of no number what it is"
     )]
     Missing,
+    /// Nobody in the pod would be root, as whom a container begins.
+    #[error(
+        "hostUsers is false, and linux.uidMappings or linux.gidMappings does not say what 0 is"
+    )]
+    NoRoot,
 }
 
 impl UserMaps {
@@ -52,7 +57,12 @@ impl UserMaps {
             return Ok(None);
         }
         let maps = Self::new(linux.uid_mappings(), linux.gid_mappings());
-        maps.map(Some).ok_or(UserMapsError::Missing)
+        let maps = maps.ok_or(UserMapsError::Missing)?;
+        let has_root = |ranges: &[IdRange]| ranges.iter().any(|r| r.inside == 0 && r.len > 0);
+        if !has_root(&maps.users) || !has_root(&maps.groups) {
+            return Err(UserMapsError::NoRoot);
+        }
+        Ok(Some(maps))
     }
 
     /// Those by which a mount's files are to have other owners than on their file system.
@@ -160,10 +170,18 @@ mod tests {
         assert_eq!(UserMaps::of_pod(&spec("{}")), Ok(None));
         let none = spec(r#"{"namespaces":[{"type":"user"}]}"#);
         assert_eq!(UserMaps::of_pod(&none), Err(UserMapsError::Missing));
+        let with = |users: &str, groups: &str| {
+            spec(&format!(
+                r#"{{"namespaces":[{{"type":"user"}}],"uidMappings":{users},"gidMappings":{groups}}}"#
+            ))
+        };
         let map = r#"[{"containerID":0,"hostID":1000,"size":100000}]"#;
-        let some = spec(&format!(
-            r#"{{"namespaces":[{{"type":"user"}}],"uidMappings":{map},"gidMappings":{map}}}"#
-        ));
+        let rootless = r#"[{"containerID":1,"hostID":1000,"size":100000}]"#;
+        for (users, groups) in [(rootless, map), (map, rootless)] {
+            let spec = with(users, groups);
+            assert_eq!(UserMaps::of_pod(&spec), Err(UserMapsError::NoRoot));
+        }
+        let some = with(map, map);
         let maps = UserMaps::of_pod(&some).unwrap().unwrap();
         assert_eq!(maps.lines(), ["0 1000 100000\n", "0 1000 100000\n"]);
         assert_eq!(
