@@ -29,7 +29,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::pod::Pod;
 
-const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+const CALL_TIMEOUT: Duration = Duration::from_mins(10);
 /// Type URL of an OCI process in JSON (containerd, api/types).
 const PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
