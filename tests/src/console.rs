@@ -13,7 +13,10 @@ use crate::wait;
 pub const ANSWER: Duration = Duration::from_secs(60);
 
 /// How often someone who waits for a prompt asks for one.
-const PROMPT: Duration = Duration::from_secs(10);
+pub const PROMPT: Duration = Duration::from_secs(10);
+
+/// What a login prompt ends with, behind the machine's name.
+pub const LOGIN: &str = " login: ";
 
 /// Someone at a machine's console.
 pub struct Console {
@@ -86,7 +89,7 @@ impl Console {
     pub fn expect_login(&mut self, limit: Duration) -> Result<()> {
         // It may have been shown before anyone was attached: an empty name brings another one.
         wait::until("a login prompt", limit, || {
-            let shown = self.look_for(" login: ", PROMPT)?;
+            let shown = self.look_for(LOGIN, PROMPT)?;
             if shown.is_none() {
                 self.send("\n")?;
             }

@@ -21,7 +21,7 @@ const LAYOUT: &str = "debian-machine";
 const MEMORY_MIB: u32 = 512;
 /// A machine that is not up by then will not be, on an emulated node either.
 const BOOT_LIMIT: Duration = Duration::from_mins(6);
-/// How many boots may fail: a pair with such a boot is measured again, and the failures are told.
+/// How many pairs may have a boot that fails: they are measured again, and told.
 const FAILURES: u32 = 3;
 /// What the user of both machines says: enough for cloud-init to have its usual work.
 const USER_DATA: &str = "#cloud-config\npassword: bench\nchpasswd: {expire: false}\n";

@@ -10,15 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use podvisor_seed::{Identity, Seed, UserData};
+use podvisor_tests::console::{LOGIN, PROMPT};
 use podvisor_tests::registry;
 use tempfile::TempDir;
 
 use super::{BOOT_LIMIT, LAYOUT, MEMORY_MIB, USER_DATA};
-
-/// As the suite's console knows it.
-const PROMPT: &[u8] = b" login: ";
-/// A console that is silent for so long is asked for its prompt, as the suite's is.
-const SILENCE: Duration = Duration::from_secs(10);
 
 /// What QEMU boots.
 pub struct Machine {
@@ -100,14 +96,15 @@ fn wait_for_prompt(emulator: &mut Child, begin: Instant) -> Result<()> {
     thread::spawn(move || send_pieces(output, &sender));
     let mut shown = Vec::new();
     loop {
-        match pieces.recv_timeout(SILENCE) {
+        match pieces.recv_timeout(PROMPT) {
             Ok(piece) => shown.extend(piece),
             Err(RecvTimeoutError::Timeout) => input.write_all(b"\n")?,
             Err(RecvTimeoutError::Disconnected) => {
                 bail!("QEMU ended: {}", String::from_utf8_lossy(&shown))
             }
         }
-        if shown.windows(PROMPT.len()).any(|text| text == PROMPT) {
+        let mut windows = shown.windows(LOGIN.len());
+        if windows.any(|text| text == LOGIN.as_bytes()) {
             return Ok(());
         }
         if begin.elapsed() > BOOT_LIMIT {

@@ -2,7 +2,7 @@
 
 mod message;
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use self::message::{Association, Request, code, kind, put, put_some, read};
 use super::SERVER_MAC;
@@ -43,13 +43,7 @@ pub fn answer(link: &LinkPlan, plan: &Ipv6Plan, message: &[u8]) -> Option<Vec<u8
     if request.kind == kind::SOLICIT && request.is_rapid {
         put(&mut reply, code::RAPID, &[]);
     }
-    let servers = link.resolver.servers.iter();
-    let servers = servers.filter_map(|server| match server {
-        IpAddr::V6(server) => Some(server.octets()),
-        IpAddr::V4(_) => None,
-    });
-    let servers: Vec<u8> = servers.flatten().collect();
-    put_some(&mut reply, code::NAME_SERVERS, &servers);
+    put_some(&mut reply, code::NAME_SERVERS, &link.ipv6_servers());
     // Behind the option's own head.
     let room = usize::from(link.mtu).saturating_sub(HEADERS_LEN + reply.len() + 4);
     let search = names(&link.resolver.search, room);

@@ -32,6 +32,18 @@ pub struct LinkPlan {
     pub(super) resolver: Resolver,
 }
 
+impl LinkPlan {
+    /// The addresses of the name servers that are reached by IPv6, one behind the other.
+    pub(super) fn ipv6_servers(&self) -> Vec<u8> {
+        let servers = self.resolver.servers.iter();
+        let servers = servers.filter_map(|server| match server {
+            IpAddr::V6(server) => Some(server.octets()),
+            IpAddr::V4(_) => None,
+        });
+        servers.flatten().collect()
+    }
+}
+
 /// An IPv4 address with its routes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ipv4Plan {

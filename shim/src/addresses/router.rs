@@ -1,7 +1,7 @@
 //! Router advertisements (RFC 4861) that say what the pod's namespace knows, and answers for the
 //! addresses that stand for its gateways.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use ipnet::Ipv6Net;
 
@@ -13,7 +13,7 @@ use super::wire::names;
 const HEADERS_LEN: usize = 48;
 /// What an advertisement's body begins with: two times, and the router's hardware address.
 const BEGIN_LEN: usize = 16;
-/// The longest option: 255 units.
+/// The longest option, in bytes: 255 units.
 const OPTION_LEN_MAX: usize = 255 * 8;
 const HOP_LIMIT: u8 = 64;
 /// Addresses, and all else, come by DHCPv6.
@@ -110,16 +110,13 @@ fn of_link(link: &LinkPlan, plan: &Ipv6Plan, room: usize) -> Vec<Vec<u8>> {
     let mut options = vec![option(option::MTU, &mtu)];
     let prefixes = plan.on_link.iter();
     options.extend(prefixes.map(|net| option(option::PREFIX, &prefix(net))));
-    let servers = link.resolver.servers.iter();
-    let servers = servers.filter_map(|server| match server {
-        IpAddr::V6(server) => Some(server.octets()),
-        IpAddr::V4(_) => None,
-    });
-    let servers: Vec<u8> = servers.flatten().collect();
     // Behind what an advertisement begins with, in whole units, and behind the option's own head.
     let names_len_max = (room.saturating_sub(BEGIN_LEN) / 8 * 8).min(OPTION_LEN_MAX);
     let search = names(&link.resolver.search, names_len_max.saturating_sub(8));
-    for (kind, value) in [(option::NAME_SERVERS, servers), (option::SEARCH, search)] {
+    for (kind, value) in [
+        (option::NAME_SERVERS, link.ipv6_servers()),
+        (option::SEARCH, search),
+    ] {
         if !value.is_empty() {
             let mut all = vec![0; 2];
             all.extend(FOREVER.to_be_bytes());

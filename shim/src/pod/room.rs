@@ -1,11 +1,11 @@
 //! How far a pod's machine can grow, and how large its containers' limits want it.
 
 use podvisor_annotations::value::cpu::{CpuTopology, Vcpus as CpuCount};
-use podvisor_annotations::value::memory::Hugepages;
 use podvisor_annotations::{Annotations, Key};
 use podvisor_vmm::{MemorySize, Vcpus};
 use thiserror::Error;
 
+use super::hardware::memory_backing;
 use super::resources::Share;
 use super::sizing::{MIN_LIMIT, Size, SizeError, guest_memory, mib};
 
@@ -191,8 +191,7 @@ fn most_memory(size: Size, annotations: &Annotations) -> Result<MemorySize, Size
             booted: mib(size.memory.bytes()),
         });
     }
-    let pool = [Hugepages::Mi2, Hugepages::Gi1].map(Some);
-    if most > size.memory && pool.contains(&annotations.hugepages) {
+    if most > size.memory && memory_backing(annotations, false).is_pool() {
         return Err(SizeError::Pool);
     }
     Ok(most)
@@ -200,6 +199,7 @@ fn most_memory(size: Size, annotations: &Annotations) -> Result<MemorySize, Size
 
 #[cfg(test)]
 mod tests {
+    use podvisor_annotations::value::memory::Hugepages;
     use proptest::prelude::*;
 
     use super::*;

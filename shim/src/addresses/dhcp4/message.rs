@@ -159,7 +159,7 @@ impl Reply {
         reply
     }
 
-    /// How long the next option can be.
+    /// How many bytes the next option can have.
     pub fn room(&self) -> usize {
         // One byte for the end.
         let left = self.len_max.saturating_sub(self.bytes.len() + 1);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use podvisor_tests::console::{LOGIN, PROMPT};
 use podvisor_tests::wait;
 use tempfile::NamedTempFile;
 
@@ -32,8 +33,6 @@ const GRACE: Duration = Duration::from_secs(120);
 /// How long `podvisor run` takes at most to tidy up behind a machine that has ended.
 const TIDY: Duration = Duration::from_secs(60);
 const SHOWN: Duration = Duration::from_secs(60);
-/// How often somebody who waits for a prompt asks for one.
-const PROMPT: Duration = Duration::from_secs(10);
 
 pub fn cases() -> Vec<Case> {
     vec![long("example_machines_run_as_written", |cri| {
@@ -146,7 +145,7 @@ fn at_console(pod: &str) -> Result<Terminal> {
     console.wait_for("Ctrl-] disconnects", SHOWN)?;
     wait::until("a login prompt", GRACE, || {
         console.type_in("\r")?;
-        let shown = console.wait_for(&format!("{pod} login: "), PROMPT);
+        let shown = console.wait_for(&format!("{pod}{LOGIN}"), PROMPT);
         Ok(shown.ok())
     })?;
     Ok(console)
@@ -271,6 +270,6 @@ fn log_in_to_pet() -> Result<()> {
     console.wait_for("$ ", SHOWN)?;
     console.type_in("echo \"<$(id -un)>\" is a \"<$ROLE>\"; exit\r")?;
     console.wait_for("<debian> is a <pet>", SHOWN)?;
-    console.wait_for("pet-0 login: ", SHOWN)?;
+    console.wait_for(&format!("pet-0{LOGIN}"), SHOWN)?;
     leave(console)
 }

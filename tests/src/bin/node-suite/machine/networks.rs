@@ -218,8 +218,12 @@ fn networkd(cri: &Cri) -> Result<()> {
     let own = pod.addresses()?;
     wait::until("both addresses", ANSWER, || {
         let seen = console.run("ip -o address show scope global")?;
-        let has = |own: &String| ["32", "128"].map(|len| seen.contains(&format!(" {own}/{len} ")));
-        Ok(own.iter().all(|own| has(own).contains(&true)).then_some(()))
+        let has = |own: &String| {
+            ["32", "128"]
+                .iter()
+                .any(|len| seen.contains(&format!(" {own}/{len} ")))
+        };
+        Ok(own.iter().all(has).then_some(()))
     })
     .with_context(|| {
         console

@@ -107,17 +107,23 @@ pub struct Ext4<'a> {
 impl Ext4<'_> {
     /// Writes it with the files of `tree`.
     pub fn write(&self, tree: &Path, file: &Path) -> Result<()> {
-        let made = Command::new("mke2fs")
+        let mut mke2fs = Command::new("mke2fs");
+        mke2fs
             .args(["-q", "-F", "-t", "ext4", "-L", self.label, "-U", self.uuid])
             .arg("-d")
             .arg(tree)
             .args(["-E", &format!("offset={}", self.offset)])
             .arg(file)
-            .arg(format!("{}M", self.len_mib))
-            .status()?;
-        ensure!(made.success(), "mke2fs: {made}");
-        Ok(())
+            .arg(format!("{}M", self.len_mib));
+        run(&mut mke2fs)
     }
+}
+
+/// Runs a tool to its end.
+pub fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("{command:?}"))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(())
 }
 
 fn write_program(path: &Path, text: &str) -> Result<()> {

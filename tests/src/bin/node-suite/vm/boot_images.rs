@@ -6,8 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use podvisor_tests::{InitialImage, node};
 
-use super::boot_disk::{BUSYBOX, INIT};
-use super::boot_partitions::run;
+use super::boot_disk::{BUSYBOX, INIT, run};
 
 /// The device of the kernel's first console (Documentation/admin-guide/devices.txt).
 const CONSOLE: (u32, u32) = (5, 1);

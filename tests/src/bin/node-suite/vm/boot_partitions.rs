@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::boot_disk::{Ext4, UUID};
+use super::boot_disk::{Ext4, UUID, run};
 
 const MIB: u64 = 1 << 20;
 const SECTOR: u64 = 512;
@@ -164,13 +164,6 @@ pub fn vfat(folder: &Path, tree: &Path) -> Result<PathBuf> {
         run(mcopy.arg(entry?.path()).arg("::/"))?;
     }
     Ok(image)
-}
-
-/// Runs a tool to its end.
-pub fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("{command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
 }
 
 #[cfg(test)]
