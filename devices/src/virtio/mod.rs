@@ -13,7 +13,7 @@ pub mod serve;
 pub mod testing;
 
 pub use self::balloon::{Balloon, BalloonConfig, BalloonControl};
-pub use self::block::{Block, BlockConfig, BlockMetrics, BlockSerial, RateLimits};
+pub use self::block::{Block, BlockConfig, BlockMetrics, BlockSerial, FailureListener, RateLimits};
 pub use self::console::{
     ConsoleConfig, ConsoleControl, ConsoleError, ConsolePort, PortName, VirtioConsole,
 };

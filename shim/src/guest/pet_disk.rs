@@ -7,10 +7,9 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::FileTypeExt as _;
 
 use podvisor_devices::event_loop::EventLoop;
-use podvisor_devices::virtio::block::RateLimits;
 use podvisor_devices::virtio::block::backend::DiskBackend;
 use podvisor_devices::virtio::block::image::{self, CacheMode, ImageError, ImageOptions};
-use podvisor_devices::virtio::{Block, BlockConfig, BlockSerial};
+use podvisor_devices::virtio::{Block, BlockConfig, BlockSerial, FailureListener, RateLimits};
 use podvisor_vmm::{DeviceSlot, PciSlot, ThreadKind, confine};
 
 use super::disk::DiskError;
@@ -62,9 +61,26 @@ pub struct PetDisk {
     pub backend: Box<dyn DiskBackend>,
     /// How it is attached.
     pub options: DiskOptions,
+    listener: Option<FailureListener>,
 }
 
 impl PetDisk {
+    /// A disk with the data of `backend`.
+    pub fn new(backend: Box<dyn DiskBackend>, options: DiskOptions) -> Self {
+        Self {
+            backend,
+            options,
+            listener: None,
+        }
+    }
+
+    /// Has what the host cannot do for the disk told in a line, which `tell` must not wait with.
+    pub fn on_failure(&mut self, tell: impl Fn(String) + Send + Sync + 'static) {
+        let DiskOptions { path, serial, .. } = &self.options;
+        let name = if path.is_empty() { serial } else { path }.clone();
+        self.listener = Some(Box::new(move |error| tell(format!("disk {name}: {error}"))));
+    }
+
     /// A disk whose data are a file's.
     ///
     /// # Errors
@@ -74,10 +90,7 @@ impl PetDisk {
             read_only: options.read_only,
             cache: options.cache_of(&file),
         };
-        Ok(Self {
-            backend: image::open_part(file, len, image)?,
-            options,
-        })
+        Ok(Self::new(image::open_part(file, len, image)?, options))
     }
 }
 
@@ -91,7 +104,11 @@ impl DiskThreads {
     /// # Errors
     /// [`DiskError::Make`].
     pub fn slot(&mut self, disk: PetDisk) -> Result<DeviceSlot, DiskError> {
-        let PetDisk { backend, options } = disk;
+        let PetDisk {
+            backend,
+            options,
+            listener,
+        } = disk;
         let name = options.serial.clone();
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| DiskError::Make {
             name: name.clone(),
@@ -108,7 +125,10 @@ impl DiskThreads {
             },
         };
         let thread = self.thread(&options).map_err(|e| failed(e.into()))?;
-        let device = Block::new(config, backend, thread).map_err(|e| failed(e.into()))?;
+        let mut device = Block::new(config, backend, thread).map_err(|e| failed(e.into()))?;
+        if let Some(listener) = listener {
+            device.on_failure(listener);
+        }
         let address = options.pci.map(|slot| PciSlot::try_from(u32::from(slot)));
         Ok(DeviceSlot {
             name: name.clone(),

@@ -16,7 +16,7 @@ use super::{Stdio, StdioAddress, StdioError};
 use crate::guest::{Machine, Stream};
 
 /// Bytes moved at a time: half of what a FIFO holds.
-const PIECE_LEN: usize = 32 << 10;
+pub(super) const PIECE_LEN: usize = 32 << 10;
 
 /// The copies of one process.
 #[derive(Default)]

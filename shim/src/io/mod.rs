@@ -8,7 +8,7 @@ mod input;
 mod output;
 
 pub use address::{StdioAddress, StdioError};
-pub use console::ConsoleEnds;
+pub use console::{ConsoleEnds, Transcript};
 pub use copy::{NearEnds, Streams, attach, attach_here, copy};
 
 /// Where containerd wants a process's streams.

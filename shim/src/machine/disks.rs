@@ -121,13 +121,10 @@ impl DiskSet {
                     open_image(image, &folder, options.cache.unwrap_or_default())?
                 }
             };
-            disks.push(PetDisk { backend, options });
+            disks.push(PetDisk::new(backend, options));
         }
         for (stored, options) in self.others {
-            disks.push(PetDisk {
-                backend: open_stored(stored, &options)?,
-                options,
-            });
+            disks.push(PetDisk::new(open_stored(stored, &options)?, options));
         }
         Ok(OpenDisks { disks, generation })
     }

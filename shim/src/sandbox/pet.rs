@@ -6,7 +6,7 @@ use std::sync::Arc;
 use podvisor_proto::agent::v1::{AgentClient, ResizeTerminalRequest};
 use podvisor_vmm::EndReason;
 use prost::Message as _;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::actor::{Actor, GuestState};
@@ -20,7 +20,7 @@ use super::undo::Undo;
 use super::work::{Link, Message};
 use crate::guest::Machine;
 use crate::guest::qga::Qga;
-use crate::io::Streams;
+use crate::io::{Streams, Transcript};
 use crate::pod::binding::Binding;
 use crate::pod::network::PodNetwork;
 use crate::pod::room::Room;
@@ -46,8 +46,8 @@ pub(super) struct Pet {
     pub window: Option<(u32, u32)>,
     /// What follows its life.
     pub life: AbortHandle,
-    /// Takes what its transcript is to end with.
-    pub last_words: Option<oneshot::Sender<String>>,
+    /// Its transcript, until what ends that is said.
+    pub transcript: Option<Transcript>,
 }
 
 /// A machine that was started.
@@ -57,7 +57,7 @@ pub(super) struct Started {
     pub binding: Binding,
     pub ended: watch::Receiver<Option<EndReason>>,
     pub streams: Streams,
-    pub last_words: oneshot::Sender<String>,
+    pub transcript: Transcript,
     pub life: AbortHandle,
 }
 
@@ -191,7 +191,7 @@ impl Actor {
             binding,
             ended,
             streams,
-            last_words,
+            transcript,
             life,
         } = started;
         if let Ok(process) = self.tasks.process(&id) {
@@ -208,7 +208,7 @@ impl Actor {
             agent: None,
             window: None,
             life,
-            last_words: Some(last_words),
+            transcript: Some(transcript),
         };
         self.guest = GuestState::Pet(pet, ended);
         match reply {
@@ -268,8 +268,8 @@ impl Actor {
                 self.end_execs(|process| process.by_qga.is_none());
             }
             PetNews::Unbootable(why) => {
-                if let Some(last_words) = pet.last_words.take() {
-                    let _ = last_words.send(why);
+                if let Some(transcript) = pet.transcript.take() {
+                    transcript.say(why);
                 }
             }
         }
@@ -297,9 +297,9 @@ impl Actor {
         } else {
             tracing::error!(%reason, "the machine has ended");
             if self.ending_signal.is_none()
-                && let Some(last_words) = pet.last_words.take()
+                && let Some(transcript) = pet.transcript.take()
             {
-                let _ = last_words.send(reason.to_string());
+                transcript.say(reason.to_string());
             }
         }
         self.end_execs(|_| true);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use podvisor_vmm::EndReason;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use super::create::{ContainerPlan, root_folder};
 use super::error::{TaskError, chain};
@@ -21,7 +21,7 @@ use crate::guest::boot::{BootError, BootTools};
 use crate::guest::pet::BootStage;
 use crate::guest::{Launched, Machine, MachinePlan};
 use crate::host::{HostOps, NetworkRequest};
-use crate::io::{ConsoleEnds, Stdio};
+use crate::io::{ConsoleEnds, Stdio, Transcript};
 use crate::machine::disks::{DiskSet, OpenDisks};
 use crate::pod::network::PodNetwork;
 use crate::pod::resources::Share;
@@ -177,8 +177,12 @@ async fn launch(
         ..
     } = plan;
     let (room, binding) = (machine.room, machine.binding.clone());
+    let (transcript, lines) = Transcript::new();
     let launched = async {
-        let opened = open(disks, &mut ends).await?;
+        let mut opened = open(disks, &mut ends).await?;
+        for disk in &mut opened.disks {
+            disk.on_failure(transcript.listener());
+        }
         let connected = pet_network::connect(&network, wanted, &identity, &seed, tools).await?;
         let Connected { cards, told, links } = connected;
         let launcher = Arc::clone(&tools.launcher);
@@ -199,8 +203,7 @@ async fn launch(
         restarts,
     } = launched;
     tools.timeline.done("vm started");
-    let (last_words, words) = oneshot::channel();
-    let streams = ends.connect(machine.console(), words);
+    let streams = ends.connect(machine.console(), lines);
     let booted = stage.run(&*machine, ended.clone()).await;
     tools.timeline.machine(&machine.timeline());
     let booted = match booted {
@@ -208,7 +211,8 @@ async fn launch(
         Err(error) => {
             let error = TaskError::from(error);
             machine.stop();
-            let _ = last_words.send(chain(&error));
+            transcript.say(chain(&error));
+            drop(transcript);
             streams.drain(work::DRAIN).await;
             return Err((error, None));
         }
@@ -237,7 +241,7 @@ async fn launch(
         binding,
         ended,
         streams,
-        last_words,
+        transcript,
         life: tokio::spawn(addresses::serve_during(life.follow(), links)).abort_handle(),
     })
 }

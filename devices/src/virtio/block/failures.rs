@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// At most one line in this time.
 const INTERVAL: Duration = Duration::from_secs(10);
 
+/// Hears of a disk's failures, as often as they are logged.
+pub type FailureListener = Box<dyn Fn(&io::Error) + Send + Sync>;
+
 #[derive(Debug, Default)]
 struct State {
     logged: Option<Instant>,
@@ -14,16 +17,28 @@ struct State {
 }
 
 /// Logs some of a disk's failures, and how many it did not log.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct FailureLog {
+    listener: Option<FailureListener>,
     state: Mutex<State>,
 }
 
 impl FailureLog {
+    /// A log that `listener` hears of as well.
+    pub fn new(listener: FailureListener) -> Self {
+        Self {
+            listener: Some(listener),
+            state: Mutex::default(),
+        }
+    }
+
     /// An operation failed with `error`.
     pub fn note(&self, error: &io::Error) {
         if let Some(suppressed) = self.count(Instant::now()) {
             tracing::warn!(%error, suppressed, "a disk's operation failed");
+            if let Some(listener) = &self.listener {
+                listener(error);
+            }
         }
     }
 

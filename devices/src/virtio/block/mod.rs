@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex};
 use thiserror::Error;
 
 use self::backend::DiskBackend;
+pub use self::failures::FailureListener;
 use self::failures::FailureLog;
 use self::handler::{BlockHandler, DiskParts};
 use self::limit::Limiter;
@@ -158,6 +159,12 @@ impl Block {
             thread,
             active: None,
         })
+    }
+
+    /// Has `listener` told of operations that the host cannot do, of one in ten seconds. It is called on the
+    /// disk's thread and must not wait. To be set before the disk is used.
+    pub fn on_failure(&mut self, listener: FailureListener) {
+        self.parts.failures = Arc::new(FailureLog::new(listener));
     }
 
     /// What the disk has done so far.

@@ -46,6 +46,7 @@ pub fn of_handlers() -> Vec<Case> {
 pub struct NodeMount(PathBuf);
 
 impl NodeMount {
+    /// A file system in memory.
     pub fn tmpfs(target: &Path, options: &str) -> Result<Self> {
         Self::make("tmpfs", target, Some("tmpfs"), MsFlags::empty(), options)
     }

@@ -1,6 +1,7 @@
 //! Machines that outlive their pods: their disk is a volume.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,8 +10,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podvisor_tests::{Console, ContainerBuilder, Cri, LoopDevice, Pod, PodBuilder, wait};
 
-use super::{BUSYBOX, BUSYBOX_BOOT, BUSYBOX_RAW, logged_in, machine, machine_pod, transcript};
+use super::{
+    BUSYBOX, BUSYBOX_BOOT, BUSYBOX_RAW, logged_in, machine, machine_pod, transcript, wait_for_log,
+};
 use crate::case::{Case, gate, long};
+use crate::volumes::NodeMount;
 
 /// A little longer than the image's disk, which has 96 MiB.
 const VOLUME_LEN: u64 = 128 << 20;
@@ -25,6 +29,7 @@ pub fn cases() -> Vec<Case> {
         gate("a_folder_holds_a_machines_disk_for_good", folder),
         long("a_fill_that_was_broken_off_is_done_again", broken_off),
         long("volumes_that_cannot_be_filled_say_why", refused),
+        long("a_full_volume_is_told_and_loses_nothing", full),
     ]
 }
 
@@ -86,10 +91,7 @@ fn block(cri: &Cri) -> Result<()> {
 
 fn folder(cri: &Cri) -> Result<()> {
     let volume = tempfile::tempdir_in("/var/tmp")?;
-    let in_folder = |pod: &Pod<'_>, boots| {
-        let machine = machine(pod, BUSYBOX_RAW).mount(volume.path(), "/disk");
-        visit(pod, machine, boots)
-    };
+    let in_folder = |pod: &Pod<'_>, boots| visit(pod, machine_in(pod, volume.path()), boots);
     let pod = pet(cri, "folder").run()?;
     let (first, _) = in_folder(&pod, 1)?;
     drop(pod);
@@ -99,6 +101,41 @@ fn folder(cri: &Cri) -> Result<()> {
     let (second, _) = in_folder(&pod, 2)?;
     ensure!(first == second, "another machine: {first}, then {second}");
     Ok(())
+}
+
+/// A volume that is full under a machine fails what has no room, says so in the transcript, and keeps all
+/// that it had.
+fn full(cri: &Cri) -> Result<()> {
+    let volume = tempfile::tempdir_in("/var/tmp")?;
+    let _tmpfs = NodeMount::tmpfs(volume.path(), "size=112m")?;
+    let on_volume = |pod: &Pod<'_>| machine_in(pod, volume.path()).start();
+    {
+        let pod = pet(cri, "full").run()?;
+        let machine = on_volume(&pod)?;
+        let mut console = logged_in(&machine).with_context(|| transcript(&machine))?;
+        console.run("echo kept > /var/kept; sync")?;
+        let filler = volume.path().join("filler");
+        let mut file = File::create(&filler)?;
+        while file.write_all(&[1; 64 << 10]).is_ok() {}
+        let error = console.run("dd if=/dev/urandom of=/var/more bs=1M count=8 conv=fsync");
+        ensure!(error.is_err(), "8 MiB are written to a full volume");
+        let told = "podvisor: disk /disk: No space left on device";
+        wait_for_log(&machine, told, BUSYBOX_BOOT)?;
+        ensure!(console.run("cat /var/kept")? == "kept", "it is gone");
+        fs::remove_file(&filler)?;
+        machine.stop(GRACE)?;
+    }
+    let pod = pet(cri, "full").run()?;
+    let machine = on_volume(&pod)?;
+    let mut console = logged_in(&machine).with_context(|| transcript(&machine))?;
+    ensure!(console.run("cat /var/kept")? == "kept", "it is gone");
+    console.run("dd if=/dev/urandom of=/var/more bs=1M count=8 conv=fsync")?;
+    Ok(())
+}
+
+/// A machine whose disk is a file in a folder.
+fn machine_in<'p, 'c>(pod: &'p Pod<'c>, folder: &Path) -> ContainerBuilder<'p, 'c> {
+    machine(pod, BUSYBOX_RAW).mount(folder, "/disk")
 }
 
 fn entries(folder: &Path) -> Result<Vec<String>> {
