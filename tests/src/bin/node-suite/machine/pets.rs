@@ -108,10 +108,9 @@ fn folder(cri: &Cri) -> Result<()> {
 fn full(cri: &Cri) -> Result<()> {
     let volume = tempfile::tempdir_in("/var/tmp")?;
     let _tmpfs = NodeMount::tmpfs(volume.path(), "size=112m")?;
-    let on_volume = |pod: &Pod<'_>| machine_in(pod, volume.path()).start();
     {
         let pod = pet(cri, "full").run()?;
-        let machine = on_volume(&pod)?;
+        let machine = machine_in(&pod, volume.path()).start()?;
         let mut console = logged_in(&machine).with_context(|| transcript(&machine))?;
         console.run("echo kept > /var/kept; sync")?;
         let filler = volume.path().join("filler");
@@ -126,7 +125,7 @@ fn full(cri: &Cri) -> Result<()> {
         machine.stop(GRACE)?;
     }
     let pod = pet(cri, "full").run()?;
-    let machine = on_volume(&pod)?;
+    let machine = machine_in(&pod, volume.path()).start()?;
     let mut console = logged_in(&machine).with_context(|| transcript(&machine))?;
     ensure!(console.run("cat /var/kept")? == "kept", "it is gone");
     console.run("dd if=/dev/urandom of=/var/more bs=1M count=8 conv=fsync")?;
