@@ -118,7 +118,7 @@ fn full(cri: &Cri) -> Result<()> {
         while file.write_all(&[1; 64 << 10]).is_ok() {}
         let error = console.run("dd if=/dev/urandom of=/var/more bs=1M count=8 conv=fsync");
         ensure!(error.is_err(), "8 MiB are written to a full volume");
-        let told = "podvisor: disk /disk: No space left on device";
+        let told = "podvisor: disk boot: No space left on device";
         wait_for_log(&machine, told, BUSYBOX_BOOT)?;
         ensure!(console.run("cat /var/kept")? == "kept", "it is gone");
         fs::remove_file(&filler)?;
