@@ -230,13 +230,15 @@ fn networkd(cri: &Cri) -> Result<()> {
             .run("networkctl status --no-pager -n 50")
             .unwrap_or_default()
     })?;
+    // networkd gives routes next hops of their own (nhid N).
+    let v6 = "ip -6 route | sed 's/nhid [0-9]* //'";
     for (question, told) in [
         ("ip route", "default via 169.254.1.1 "),
         ("ip route", "10.102.0.0/16 via 10.74.0.1 "),
         ("ip route", "10.103.0.0/24 dev "),
-        ("ip -6 route", "default via fe80::70:6f64:0:1 "),
-        ("ip -6 route", "fd00:102::/48 via fe80::1 "),
-        ("ip -6 route", "fd00:101::/64 dev "),
+        (v6, "default via fe80::70:6f64:0:1 "),
+        (v6, "fd00:102::/48 via fe80::1 "),
+        (v6, "fd00:101::/64 dev "),
         ("cat /sys/class/net/e*/mtu", "1400"),
     ] {
         let seen = console.run(question)?;
