@@ -11,8 +11,8 @@ use super::output::Output;
 use super::{Stdio, StdioAddress, StdioError};
 use crate::guest::Stream;
 
-/// Where a running machine's transcript takes lines of this program's own from. The last one that is said
-/// ends it: it waits until there is no transcript left to say one.
+/// Takes lines of this program's own for the transcript of a running machine, which does not end before this is
+/// dropped.
 pub struct Transcript(mpsc::UnboundedSender<String>);
 
 /// The lines that a transcript is told.
@@ -31,7 +31,7 @@ impl Transcript {
         let _ = self.0.send(line);
     }
 
-    /// Says lines as long as there is the transcript, which does not wait for them.
+    /// Says lines as well, but does not keep the transcript from its end.
     pub fn listener(&self) -> impl Fn(String) + Send + Sync + 'static {
         let sender = self.0.downgrade();
         move |line| {
