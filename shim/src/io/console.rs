@@ -36,7 +36,7 @@ impl Transcript {
         let sender = self.0.downgrade();
         move |line| {
             if let Some(sender) = sender.upgrade() {
-                let _ = sender.send(line);
+                Self(sender).say(line);
             }
         }
     }
