@@ -16,6 +16,7 @@ mod compatibility;
 mod connections;
 mod disks;
 mod failures;
+mod guest_memory;
 mod in_pod;
 mod life;
 mod lifecycle;
@@ -63,6 +64,7 @@ fn cases() -> Vec<Case> {
         connections::cases(),
         pod_networks::cases(),
         resources::cases(),
+        guest_memory::cases(),
         statistics::cases(),
         refusals::cases(),
         security::cases(),

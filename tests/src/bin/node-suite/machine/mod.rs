@@ -1,9 +1,11 @@
 //! Machine pods: pods that boot disks of their own. Most boot the busybox machine, which is up within
 //! seconds; what systemd, cloud-init and sshd are asked for is looked at in the Debian machine.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use podvisor_tests::{Console, Container, ContainerBuilder, Cri, Handler, Pod, PodBuilder, wait};
 
 use crate::case::Case;
@@ -11,6 +13,7 @@ use crate::case::Case;
 mod annotations;
 mod bad_disks;
 mod debian;
+mod disks_and_cards;
 mod ends;
 mod examples;
 mod first_boot;
@@ -35,6 +38,7 @@ pub fn cases() -> Vec<Case> {
         pets::cases(),
         volumes::cases(),
         annotations::cases(),
+        disks_and_cards::cases(),
         networks::cases(),
         bad_disks::cases(),
         guest_agent::cases(),
@@ -82,4 +86,27 @@ fn transcript(machine: &Container<'_, '_>) -> String {
         Ok(log) => log.stdout,
         Err(error) => format!("{error:#}"),
     }
+}
+
+/// Feature 5 of each balloon (device 5 of virtio): it reports free pages.
+const REPORTING: &str = "cd /sys/bus/virtio/devices; for d in *; do \
+    [ $(cat $d/device) = 0x0005 ] && cut -c 6 $d/features; done; true";
+
+/// Asks the machine things, each with its answer.
+fn ensure_seen(console: &mut Console, seen: &[(&str, &str)]) -> Result<()> {
+    for (question, answer) in seen {
+        let said = console.run(question)?;
+        ensure!(said == *answer, "{question}: {said:?}, not {answer:?}");
+    }
+    Ok(())
+}
+
+/// The page that the busybox machine serves.
+fn page(address: &str) -> Result<String> {
+    let mut page = TcpStream::connect(address)?;
+    page.set_read_timeout(Some(Duration::from_secs(30)))?;
+    page.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    page.read_to_string(&mut text)?;
+    Ok(text)
 }

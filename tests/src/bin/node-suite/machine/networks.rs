@@ -8,8 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use podvisor_tests::{Console, Cri, Pod, PodNetworks, wait};
 
-use super::annotations::page;
-use super::{BUSYBOX, debian, logged_in, machine, machine_pod};
+use super::{BUSYBOX, debian, logged_in, machine, machine_pod, page};
 use crate::case::{Case, long};
 
 /// For an answer, on an emulated node.
