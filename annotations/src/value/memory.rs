@@ -11,10 +11,10 @@ choice! {
     Hugepages {
         None = "none": "pages of 4 KiB",
         Thp = "thp": "transparent huge pages where the kernel finds them",
-        Mi2 = "2Mi": "huge pages of 2 MiB from the node's pool; the pod fails when there are too few, and under a kubelet without \
-            `limits.hugepages-2Mi` of as much",
-        Gi1 = "1Gi": "huge pages of 1 GiB from the node's pool; the pod fails when there are too few, and under a kubelet without \
-            `limits.hugepages-1Gi` of as much",
+        Mi2 = "2Mi": "huge pages of 2 MiB from the node's pool instead of the pod's memory limit; the pod fails when there are too few, and under a \
+            kubelet without `limits.hugepages-2Mi` of as much",
+        Gi1 = "1Gi": "huge pages of 1 GiB from the node's pool instead of the pod's memory limit; the pod fails when there are too few, and under a \
+            kubelet without `limits.hugepages-1Gi` of as much",
     }
 }
 
@@ -23,6 +23,6 @@ choice! {
     Balloon {
         Off = "off": "it does not",
         Reporting = "reporting": "the guest reports free pages, and takes them back as it needs them",
-        Auto = "auto": "reporting, and the balloon grows when the host is short of memory",
+        Auto = "auto": "reporting, and the balloon grows as long as the pod waits for memory of the host",
     }
 }

@@ -2,7 +2,7 @@
 
 use podvisor_annotations::value::memory::Hugepages;
 use podvisor_annotations::{Annotations, Key};
-use podvisor_vmm::{MemorySize, Vcpus};
+use podvisor_vmm::{MemoryBacking, MemorySize, Vcpus};
 use thiserror::Error;
 
 use super::bundle::Limits;
@@ -88,11 +88,13 @@ pub enum SizeError {
     #[error(
         "the VM needs {} ({} of guest memory and {} beside it) but the pod's cgroup allows {}: \
          does the RuntimeClass have its overhead.podFixed?",
-        mib(.memory + host_overhead(*.memory)), mib(*.memory), mib(host_overhead(*.memory)), mib(*.cgroup_max)
+        mib(.memory + .beside), mib(*.memory), mib(*.beside), mib(*.cgroup_max)
     )]
     CgroupTooSmall {
-        /// Guest memory in bytes.
+        /// Guest memory that is the cgroup's, in bytes.
         memory: u64,
+        /// What the machine takes beside its memory, in bytes.
+        beside: u64,
         /// `memory.max` of the pod's cgroup in bytes.
         cgroup_max: u64,
     },
@@ -166,15 +168,29 @@ impl Size {
         })
     }
 
-    /// Makes sure that the machine fits its pod's cgroup, whose `memory.max` is `cgroup_max` bytes.
+    /// Makes sure that the machine fits its pod's cgroup, whose `memory.max` is `cgroup_max` bytes. Pages of a
+    /// pool are not charged there (Documentation/admin-guide/cgroup-v2.rst, hugetlb).
     ///
     /// # Errors
     /// [`SizeError::CgroupTooSmall`].
-    pub fn check_cgroup(&self, cgroup_max: Option<u64>) -> Result<(), SizeError> {
-        let memory = self.memory.bytes();
+    pub fn check_cgroup(
+        &self,
+        backing: MemoryBacking,
+        cgroup_max: Option<u64>,
+    ) -> Result<(), SizeError> {
+        let beside = host_overhead(self.memory.bytes());
+        let memory = if backing.is_pool() {
+            0
+        } else {
+            self.memory.bytes()
+        };
         match cgroup_max {
-            Some(cgroup_max) if memory.saturating_add(host_overhead(memory)) > cgroup_max => {
-                Err(SizeError::CgroupTooSmall { memory, cgroup_max })
+            Some(cgroup_max) if memory.saturating_add(beside) > cgroup_max => {
+                Err(SizeError::CgroupTooSmall {
+                    memory,
+                    beside,
+                    cgroup_max,
+                })
             }
             _ => Ok(()),
         }
@@ -294,12 +310,13 @@ mod tests {
             ..Limits::default()
         })
         .unwrap();
-        assert_eq!(machine.check_cgroup(None), Ok(()));
-        assert_eq!(machine.check_cgroup(Some(1 << 30)), Ok(()));
-        let error = machine
-            .check_cgroup(Some(128 << 20))
-            .unwrap_err()
-            .to_string();
+        let check = |backing, max| machine.check_cgroup(backing, max);
+        assert_eq!(check(MemoryBacking::Normal, None), Ok(()));
+        assert_eq!(check(MemoryBacking::Normal, Some(1 << 30)), Ok(()));
+        let too_small = Some(128 << 20);
+        assert_eq!(check(MemoryBacking::HugePages2Mi, too_small), Ok(()));
+        let error = check(MemoryBacking::Normal, too_small).unwrap_err();
+        let error = error.to_string();
         assert!(
             error.contains("128 MiB") && error.contains("podFixed"),
             "{error}"

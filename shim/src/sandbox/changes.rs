@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use oci_spec::runtime::LinuxResources;
 use podvisor_proto::agent::v1::UpdateContainerRequest;
+use podvisor_vmm::MemoryBacking;
 
 use super::actor::{Actor, GuestState};
 use super::create::ContainerPlan;
@@ -185,7 +186,8 @@ impl Actor {
         let placement = self.settings.placement.as_ref().ok();
         let leaf = placement.and_then(|placement| placement.cgroup.as_ref());
         if let Some(leaf) = leaf.filter(|_| size.memory > room.now.memory) {
-            size.check_cgroup(cgroup::memory_max(leaf))?;
+            // What grows is never in pages of a pool.
+            size.check_cgroup(MemoryBacking::Normal, cgroup::memory_max(leaf))?;
         }
         Ok(size)
     }

@@ -103,8 +103,8 @@ impl PodPlan {
             Size::of_pod
         };
         let size = of(limits, &self.annotations, memory, cpus)?;
-        size.check_cgroup(cgroup::memory_max(&self.leaf))?;
         let backing = hardware::memory_backing(&self.annotations, false);
+        size.check_cgroup(backing, cgroup::memory_max(&self.leaf))?;
         if let (Some(hugepages), true) = (self.annotations.hugepages, backing.is_pool()) {
             let pool_max = cgroup::huge_pages_max(&self.leaf, backing.page_len());
             size.check_pool(hugepages, pool_max)?;

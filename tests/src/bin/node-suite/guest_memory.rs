@@ -34,13 +34,17 @@ fn set_pages(number: u64) -> Result<()> {
     Ok(())
 }
 
-fn large_page(cri: &Cri) -> Result<()> {
-    let too_few = PodBuilder::new(cri, Handler::Podvisor, "none")
+/// A pod whose memory limit is less than the page, which does not count there.
+fn of_large_pages<'c>(cri: &'c Cri, name: &str) -> PodBuilder<'c> {
+    PodBuilder::new(cri, Handler::Podvisor, name)
         .annotation("podvisor.io/hugepages", "1Gi")
         .annotation("podvisor.io/memory", "1Gi")
-        .run();
+}
+
+fn large_page(cri: &Cri) -> Result<()> {
+    let too_few = of_large_pages(cri, "none").run();
     let error = format!("{:#}", too_few.err().context("run on no pages")?);
-    for part in ["podvisor.io/hugepages", "1Gi"] {
+    for part in ["huge pages", "1024 MiB"] {
         ensure!(
             error.contains(part),
             "{part:?} is not in the error: {error}"
@@ -53,10 +57,7 @@ fn large_page(cri: &Cri) -> Result<()> {
 }
 
 fn on_large_page(cri: &Cri) -> Result<()> {
-    let pod = PodBuilder::new(cri, Handler::Podvisor, "large")
-        .annotation("podvisor.io/hugepages", "1Gi")
-        .annotation("podvisor.io/memory", "1Gi")
-        .run()?;
+    let pod = of_large_pages(cri, "large").run()?;
     let container = pod.container("idle").start()?;
     let free = pages("free_hugepages")?;
     ensure!(free == 0, "the page is not taken");
@@ -72,7 +73,7 @@ fn on_large_page(cri: &Cri) -> Result<()> {
 
 /// Frees and takes 48 MiB as long as `/busy` is there: what is freed goes back to the host.
 const BUSY: &str = "while true; do \
-    if [ -e /busy ]; then head -c 48M /dev/zero > /dev/shm/taken; rm /dev/shm/taken; fi; sleep 1; done";
+    if [ -e /busy ]; then dd if=/dev/zero of=/dev/shm/taken bs=1M count=48; rm /dev/shm/taken; fi; sleep 1; done";
 
 /// Pages that the balloon has taken of the guest, and that it has given back.
 fn moved(container: &Container<'_, '_>) -> Result<(u64, u64)> {
