@@ -1,7 +1,7 @@
 //! AF_VSOCK sockets on tokio (vsock(7)).
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -18,6 +18,11 @@ const CID_HOST: u32 = 2;
 const CID_ANY: u32 = u32::MAX;
 /// IOCTL_VM_SOCKETS_GET_LOCAL_CID (linux/vm_sockets.h)
 const GET_LOCAL_CID: libc::c_ulong = 0x7b9;
+/// SO_VM_SOCKETS_CONNECT_TIMEOUT (linux/vm_sockets.h), on machines whose time has 64 bits.
+const CONNECT_TIMEOUT: libc::c_int = 6;
+/// How long the host may take to answer a connection, in seconds; the kernel's own two are little on a busy
+/// host. Whoever started the guest gives it up after its own limit.
+const CONNECT_SECONDS: libc::time_t = 60;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
 
@@ -61,6 +66,30 @@ fn socket() -> io::Result<OwnedFd> {
     )?)
 }
 
+/// Gives the host [`CONNECT_SECONDS`] to answer.
+fn be_patient(socket: &OwnedFd) -> io::Result<()> {
+    let time = libc::timeval {
+        tv_sec: CONNECT_SECONDS,
+        tv_usec: 0,
+    };
+    let len = libc::socklen_t::try_from(size_of_val(&time)).unwrap_or_default();
+    // SAFETY: the kernel reads `len` bytes of `time`, which has that size.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::AF_VSOCK,
+            CONNECT_TIMEOUT,
+            (&raw const time).cast(),
+            len,
+        )
+    };
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 /// Whether this kernel has AF_VSOCK.
 ///
 /// # Errors
@@ -73,7 +102,6 @@ pub fn probe() -> io::Result<()> {
 /// Whether AF_VSOCK leads to a host.
 #[must_use]
 pub fn has_host_transport() -> bool {
-    use std::os::fd::AsRawFd as _;
     let Ok(device) = std::fs::File::open("/dev/vsock") else {
         return false;
     };
@@ -132,7 +160,6 @@ fn accept(listener: &OwnedFd) -> io::Result<(OwnedFd, u32)> {
 }
 
 fn peer_cid(socket: &OwnedFd) -> io::Result<u32> {
-    use std::os::fd::AsRawFd as _;
     let mut peer = Address {
         cid: CID_ANY,
         port: 0,
@@ -169,6 +196,7 @@ impl VsockStream {
     /// What connect(2) said.
     pub async fn connect_to_host(port: u32) -> io::Result<Self> {
         let socket = socket()?;
+        be_patient(&socket)?;
         match rustix::net::connect(
             &socket,
             &Address {

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::card::Card;
 use super::client::{self, AgentError};
-use super::{LaunchError, Launched, Launcher, Machine, MachinePlan};
+use super::{Activity, LaunchError, Launched, Launcher, Machine, MachinePlan};
 use crate::host::{CardRequest, HostError, HostOps, Nic, TapsRequest, trim_heap};
 use crate::pod::binding::Binding;
 use crate::pod::network::PodNetwork;
@@ -70,6 +70,14 @@ pub struct Guest {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsoleLines(String);
 
+/// What a guest does whose agent does not answer: whether it ended in a loop, sleeps, or got as far as its
+/// vsock driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Silence {
+    before: Activity,
+    after: Activity,
+}
+
 /// Why a pod has no guest.
 #[derive(Debug, Error)]
 pub enum BootError {
@@ -80,10 +88,12 @@ pub enum BootError {
     #[error("the pod's VM")]
     Launch(#[from] LaunchError),
     /// The guest is silent.
-    #[error("the guest's agent did not answer within {} s of the VM's start; {console}", .timeout.as_secs())]
+    #[error("the guest's agent did not answer within {} s of the VM's start; {silence}; {console}", .timeout.as_secs())]
     Timeout {
         /// How long was waited.
         timeout: Duration,
+        /// What it did instead.
+        silence: Silence,
         /// What the guest said.
         console: ConsoleLines,
     },
@@ -132,6 +142,30 @@ impl ConsoleLines {
             })
             .collect();
         Self(lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
+    }
+}
+
+impl Silence {
+    /// Looks at `machine` for a second.
+    async fn of(machine: &dyn Machine) -> Self {
+        let before = machine.activity();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let after = machine.activity();
+        Self { before, after }
+    }
+}
+
+impl fmt::Display for Silence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "its vsock driver sent {} packets", self.after.packets)?;
+        let (Some(before), Some(after)) = (self.before.exits, self.after.exits) else {
+            return Ok(());
+        };
+        let latest = after.saturating_sub(before);
+        write!(
+            f,
+            ", its processors left guest mode {after} times, {latest} of them in the last second"
+        )
     }
 }
 
@@ -256,18 +290,26 @@ pub async fn ready(
     timeout: Duration,
 ) -> Result<Ready, BootError> {
     let console = || ConsoleLines::of(machine);
-    tokio::select! {
+    let answer = tokio::select! {
         // An ended machine also breaks the connection: the end says more.
         biased;
         Ok(reason) = ended.wait_for(Option::is_some) => {
             let reason = reason.clone().unwrap_or(EndReason::Killed);
-            Err(BootError::Ended { reason, console: console() })
+            Some(Err(BootError::Ended { reason, console: console() }))
         }
         ready = client::wait_ready(machine) => {
-            ready.map_err(|source| BootError::Agent { source, console: console() })
+            Some(ready.map_err(|source| BootError::Agent { source, console: console() }))
         }
-        () = tokio::time::sleep(timeout) => Err(BootError::Timeout { timeout, console: console() }),
+        () = tokio::time::sleep(timeout) => None,
+    };
+    if let Some(answer) = answer {
+        return answer;
     }
+    Err(BootError::Timeout {
+        timeout,
+        silence: Silence::of(machine).await,
+        console: console(),
+    })
 }
 
 /// Nanoseconds since the epoch.

@@ -1,6 +1,7 @@
 //! The agent's API as this side calls it: every call has a deadline, and the agent says its
 //! version first.
 
+use std::io;
 use std::time::Duration;
 
 use podvisor_proto::agent::v1::{AgentClient, Ready};
@@ -20,7 +21,7 @@ const MESSAGE_LEN_MAX: usize = 4096;
 pub enum AgentError {
     /// The connection failed.
     #[error("the agent's connection failed")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
     /// A message makes no sense.
     #[error("a message of the agent is not understood")]
     Malformed,
@@ -48,12 +49,13 @@ pub async fn wait_ready(machine: &dyn Machine) -> Result<Ready, AgentError> {
     Ok(ready)
 }
 
-/// Connects to the agent's API.
+/// Connects to the agent's API, whose calls, this one included, may take `timeout` each.
 ///
 /// # Errors
 /// [`AgentError::Io`].
 pub async fn connect(machine: &dyn Machine, timeout: Duration) -> Result<AgentClient, AgentError> {
-    let stream = machine.connect(AGENT_PORT).await?;
+    let connecting = tokio::time::timeout(timeout, machine.connect(AGENT_PORT));
+    let stream = connecting.await.map_err(io::Error::from)??;
     let client = AgentClient::new(Client::new(stream));
     Ok(client.with_options(CallOptions::new().with_timeout(timeout)))
 }

@@ -30,7 +30,9 @@ use super::extras::ExtraDevices;
 use super::pet_disk::DiskThreads;
 use super::port::GuestPort;
 use super::vsock::GuestStream;
-use super::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, PetParts, Stream};
+use super::{
+    Activity, Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, PetParts, Stream,
+};
 use crate::pod::room::Room;
 use crate::sandbox::chain;
 
@@ -314,6 +316,13 @@ impl Machine for KvmMachine {
 
     fn timeline(&self) -> Vec<Phase> {
         self.vm.timeline()
+    }
+
+    fn activity(&self) -> Activity {
+        Activity {
+            exits: self.vm.exits().ok().map(|exits| exits.total),
+            packets: self.host.counters().packets_from_guest,
+        }
     }
 
     fn connect(&self, port: u32) -> Connecting {

@@ -51,6 +51,15 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 /// A future of a connection.
 pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
 
+/// What a guest does that shows outside of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// How often its processors left guest mode, where KVM counts that.
+    pub exits: Option<u64>,
+    /// Packets that its vsock driver sent.
+    pub packets: u64,
+}
+
 /// A running machine.
 pub trait Machine: Send + Sync + 'static {
     /// Ends it without asking the guest. Returns at once.
@@ -107,6 +116,9 @@ pub trait Machine: Send + Sync + 'static {
 
     /// When the steps of its start were done.
     fn timeline(&self) -> Vec<Phase>;
+
+    /// What its guest has done so far, as far as it shows outside.
+    fn activity(&self) -> Activity;
 
     /// Connects to a port of the guest.
     fn connect(&self, port: u32) -> Connecting;

@@ -31,8 +31,8 @@ const START_LIMIT: Duration = Duration::from_secs(300);
 
 /// How often an emulated node is interrupted.
 ///
-/// QEMU (7.2 to 10.0, `do_vmexit` in target/i386/tcg) clears a bit of `interrupt_request` without the lock that those hold who set others: now
-/// and then an interrupt is lost when it comes as a nested guest is left. The next one brings it along; but a node that went to sleep over
+/// QEMU (7.2 to 10.0, `helper_vmrun` in target/i386/tcg) sets a bit of `interrupt_request` without the lock that those hold who set others: now
+/// and then an interrupt is lost when it comes as a nested guest is entered. The next one brings it along; but a node that went to sleep over
 /// its timer's has no next one, and would sleep for ever.
 const PULSE: Duration = Duration::from_secs(1);
 

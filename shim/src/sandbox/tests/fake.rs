@@ -21,7 +21,9 @@ use tokio::sync::{Notify, watch};
 
 use super::fake_agent::FakeAgent;
 use crate::guest::disk::{Disk, DiskError};
-use crate::guest::{Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream};
+use crate::guest::{
+    Activity, Connecting, LaunchError, Launched, Launcher, Machine, MachinePlan, Stream,
+};
 use crate::pod::files::PodFiles;
 
 /// What a test can see and steer.
@@ -215,6 +217,13 @@ impl Machine for FakeMachine {
 
     fn memory(&self) -> Option<MemoryState> {
         self.0.state.lock().unwrap().memory
+    }
+
+    fn activity(&self) -> Activity {
+        Activity {
+            exits: Some(1234),
+            packets: 0,
+        }
     }
 
     fn timeline(&self) -> Vec<Phase> {
