@@ -70,6 +70,29 @@ impl Console {
             .with_context(|| format!("{text:?} on the console that shows {:?}", self.unread))
     }
 
+    /// Waits until one of `texts` is shown, and yields which.
+    fn expect_any<'t>(&mut self, texts: &[&'t str], limit: Duration) -> Result<&'t str> {
+        let unread = &mut self.unread;
+        let found = self.session.receive_until(limit, |received| {
+            let new = std::mem::take(received.channel(STDOUT));
+            unread.push_str(&String::from_utf8_lossy(&new).replace('\r', ""));
+            let found = texts
+                .iter()
+                .filter_map(|text| Some((unread.find(text)?, *text)));
+            let (at, text) = found.min()?;
+            unread.drain(..at + text.len());
+            Some(text)
+        });
+        found
+            .and_then(|found| found.with_context(|| format!("not within {limit:?}")))
+            .with_context(|| {
+                format!(
+                    "one of {texts:?} on the console that shows {:?}",
+                    self.unread
+                )
+            })
+    }
+
     fn look_for(&mut self, text: &str, limit: Duration) -> Result<Option<String>> {
         let unread = &mut self.unread;
         self.session.receive_until(limit, |received| {
@@ -99,18 +122,23 @@ impl Console {
         .with_context(|| format!("the console shows {:?}", self.unread))
     }
 
-    /// Waits for a login prompt and logs in; without a password, where nobody is asked for one.
+    /// Waits for a login prompt and logs in; without a password, where nobody is asked for one. A machine that boots
+    /// for the first time may show a prompt before it has set the password: who is refused tries again.
     ///
     /// # Errors
-    /// When there is no prompt within `limit`.
+    /// When nobody is let in within `limit`, or a prompt is not answered.
     pub fn log_in(&mut self, user: &str, password: Option<&str>, limit: Duration) -> Result<()> {
-        self.expect_login(limit)?;
-        self.send(&format!("{user}\n"))?;
-        if let Some(password) = password {
-            self.expect("Password: ", ANSWER)?;
-            self.send(&format!("{password}\n"))?;
-        }
-        self.expect(if user == "root" { "# " } else { "$ " }, ANSWER)?;
+        wait::until("a login", limit, || {
+            self.expect_login(limit)?;
+            self.send(&format!("{user}\n"))?;
+            if let Some(password) = password {
+                self.expect("Password: ", ANSWER)?;
+                self.send(&format!("{password}\n"))?;
+            }
+            let shell = if user == "root" { "# " } else { "$ " };
+            let answer = self.expect_any(&[shell, "Login incorrect\n"], ANSWER)?;
+            Ok((answer == shell).then_some(()))
+        })?;
         // A shell that is no terminal's shows neither prompts nor what it is told.
         self.send("stty -echo; echo rea''dy; sh 2>&1 | cat; exit\n")?;
         self.expect("ready\n", ANSWER).map(drop)

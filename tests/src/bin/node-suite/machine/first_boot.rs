@@ -53,11 +53,13 @@ fn qcow2(cri: &Cri) -> Result<()> {
 /// Everyone who is attached sees and types the same; the transcript begins with the first line.
 fn consoles(machine: &Container<'_, '_>, console: &mut Console) -> Result<()> {
     let mut other = Console::attach(machine)?;
+    // Whoever sees what he typed is attached.
+    other.send("echo typed by anyone '@'@\n")?;
+    other.expect("typed by anyone @@\n", SHOWN)?;
+    console.expect("typed by anyone @@\n", SHOWN)?;
     console.send("echo to all of '@'@\n")?;
     console.expect("to all of @@\n", SHOWN)?;
     other.expect("to all of @@\n", SHOWN)?;
-    other.send("echo typed by anyone '@'@\n")?;
-    console.expect("typed by anyone @@\n", SHOWN)?;
     // A burst arrives whole, however fast it comes.
     let lines = console.run("seq 5000")?;
     let lost = lines
@@ -124,6 +126,8 @@ fn commands(machine: &Container<'_, '_>) -> Result<()> {
         terminal: false,
     };
     let content = "copied\n".repeat(20_000);
+    // Its output ends last: containerd closes the input of an execution whose output has ended
+    // (github.com/containerd/containerd/issues/12734).
     let script = "head -c 140000 > /run/copy; wc -c < /run/copy";
     let mut copy = machine.exec_stream(&["sh", "-c", script], wanted)?;
     for piece in content.as_bytes().chunks(16 << 10) {

@@ -79,9 +79,13 @@ fn cpu_levels() -> Result<()> {
         guest.shutdown()?;
         Ok(guest)
     };
+    // An emulated processor (QEMU's TCG) lets nested guests execute XSETBV behind KVM's back, which then tells them a size
+    // of states that Linux finds inconsistent: it goes without AVX there.
+    let is_emulated = fs::read_to_string("/proc/cpuinfo")?.contains("QEMU TCG CPU");
+    let third = if is_emulated { "bmi2" } else { "avx2" };
     for (level, has, has_not) in [
-        (CpuLevel::V2, "sse4_2", "avx"),
-        (CpuLevel::V3, "avx2", "aes"),
+        (CpuLevel::V2, "sse4_2", "bmi2"),
+        (CpuLevel::V3, third, "aes"),
     ] {
         let guest = seen(level)?;
         let name = guest.line("model name\t: ")?;
