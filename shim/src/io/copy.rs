@@ -8,6 +8,7 @@ use podvisor_proto::agent::STREAM_PORT;
 use podvisor_proto::agent::v1::StreamTokens;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::unix::pipe;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::input::Input;
@@ -27,6 +28,9 @@ pub struct Streams {
     input: Option<JoinHandle<()>>,
     held_open: Option<pipe::Sender>,
     is_input_closed: bool,
+    /// Of a process with input, until it has ended: its output stays open. containerd closes the input of an execution
+    /// whose output has ended (github.com/containerd/containerd/issues/12734), as that of `sh -c "cat > file"` may at once.
+    running: Option<watch::Sender<()>>,
 }
 
 /// Connects the streams for which there are tokens and begins to copy, all but stdin
@@ -49,12 +53,11 @@ pub async fn attach(
         dial(machine, &tokens.stderr),
     )?;
     let mut streams = Streams::default();
-    streams.waiting_input = Some(stdin).zip(stdin_stream);
+    streams.set_waiting_input(Some(stdin).zip(stdin_stream));
     for (output, stream) in [(stdout, stdout_stream), (stderr, stderr_stream)] {
         if let (Some(output), Some(stream)) = (output, stream) {
-            streams
-                .outputs
-                .push(tokio::spawn(copy_output(stream, output)));
+            let copy = copy_output(stream, output, streams.end());
+            streams.add_output(tokio::spawn(copy));
         }
     }
     Ok(streams)
@@ -84,13 +87,14 @@ pub fn attach_here(stdio: &Stdio) -> Result<(Streams, NearEnds), StdioError> {
     let mut ends = NearEnds::default();
     if stdin != StdioAddress::None {
         let (ours, theirs) = duplex(PIECE_LEN);
-        streams.waiting_input = Some((stdin, Box::new(ours)));
+        streams.set_waiting_input(Some((stdin, Box::new(ours))));
         ends.stdin = Some(theirs);
     }
     for (output, end) in [(stdout, &mut ends.stdout), (stderr, &mut ends.stderr)] {
         if let Some(output) = output {
             let (ours, theirs) = duplex(PIECE_LEN);
-            streams.add_output(tokio::spawn(copy_output(Box::new(ours), output)));
+            let copy = copy_output(Box::new(ours), output, streams.end());
+            streams.add_output(tokio::spawn(copy));
             *end = Some(theirs);
         }
     }
@@ -110,9 +114,14 @@ async fn dial(machine: &dyn Machine, token: &[u8]) -> Result<Option<Stream>, Std
     Ok(Some(stream))
 }
 
-async fn copy_output(stream: Stream, output: Output) {
-    if let Err(error) = copy(stream, output).await {
+/// Copies output, and keeps it open until `end` if there is to be one.
+async fn copy_output(stream: Stream, mut output: Output, end: Option<watch::Receiver<()>>) {
+    if let Err(error) = copy(stream, &mut output).await {
         tracing::debug!(%error, "output ended");
+    }
+    if let Some(mut end) = end {
+        // The sender says nothing, it goes.
+        let _ = end.changed().await;
     }
 }
 
@@ -145,6 +154,21 @@ pub async fn copy(
 }
 
 impl Streams {
+    fn set_waiting_input(&mut self, input: Option<(StdioAddress, Stream)>) {
+        self.running = input.is_some().then(|| watch::Sender::new(()));
+        self.waiting_input = input;
+    }
+
+    /// What tells of the process's end, where that matters to its output.
+    fn end(&self) -> Option<watch::Receiver<()>> {
+        self.running.as_ref().map(watch::Sender::subscribe)
+    }
+
+    /// The process has ended: so does its output, when all of it has reached containerd.
+    pub fn process_ended(&mut self) {
+        self.running = None;
+    }
+
     /// Adds a copy of output, which ends by itself.
     pub(super) fn add_output(&mut self, copy: JoinHandle<()>) {
         self.outputs.push(copy);
@@ -184,6 +208,7 @@ impl Streams {
     /// Waits until all output has reached containerd, for at most `timeout`, and lets go of the
     /// host's ends.
     pub async fn drain(mut self, timeout: Duration) {
+        self.process_ended();
         let outputs = std::mem::take(&mut self.outputs);
         let aborts: Vec<_> = outputs.iter().map(JoinHandle::abort_handle).collect();
         let all = async {
@@ -241,7 +266,7 @@ mod tests {
             .unwrap()
             .unwrap();
         let (mut guest, ours) = tokio::io::duplex(64);
-        let task = tokio::spawn(copy_output(Box::new(ours), output));
+        let task = tokio::spawn(copy_output(Box::new(ours), output, None));
         let first = pipe::OpenOptions::new().open_receiver(&path).unwrap();
         drop(first);
         guest.write_all(b"still here").await.unwrap();
@@ -251,6 +276,28 @@ mod tests {
         second.read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "still here");
         task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn output_of_a_process_with_input_ends_with_the_process() {
+        let (_stdin, stdin) = fifo("stdin");
+        let (_stdout, stdout) = fifo("stdout");
+        let stdio = Stdio {
+            stdin: stdin.display().to_string(),
+            stdout: stdout.display().to_string(),
+            ..Stdio::default()
+        };
+        let (mut streams, ends) = attach_here(&stdio).unwrap();
+        let mut reader = pipe::OpenOptions::new().open_receiver(&stdout).unwrap();
+        let mut output = ends.stdout.unwrap();
+        output.write_all(b"said").await.unwrap();
+        drop(output);
+        let mut said = [0; 4];
+        reader.read_exact(&mut said).await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(50), reader.read_u8()).await;
+        assert!(early.is_err(), "its output ended before it did");
+        streams.process_ended();
+        assert_eq!(reader.read(&mut said).await.unwrap(), 0);
     }
 
     #[tokio::test]

@@ -314,7 +314,7 @@ impl Actor {
             return;
         };
         let is_sandbox = task.is_sandbox;
-        task.init.streams = made.streams;
+        task.init.connect(made.streams);
         task.undo = made.undo;
         task.share = made.share;
         let event = Event::Create(TaskCreate {
@@ -395,7 +395,7 @@ impl Actor {
         reply: Reply<()>,
     ) {
         let result = result.and_then(|streams| {
-            self.tasks.process(id)?.streams = streams;
+            self.tasks.process(id)?.connect(streams);
             Ok(())
         });
         if result.is_ok() {

@@ -195,7 +195,7 @@ impl Actor {
             life,
         } = started;
         if let Ok(process) = self.tasks.process(&id) {
-            process.streams = streams;
+            process.connect(streams);
         }
         let pet = Pet {
             container: container.to_owned(),

@@ -35,6 +35,14 @@ impl Process {
         }
     }
 
+    /// Gives the process its streams; one that has ended meanwhile says no more.
+    pub(super) fn connect(&mut self, mut streams: Streams) {
+        if self.state.exit().is_some() {
+            streams.process_ended();
+        }
+        self.streams = streams;
+    }
+
     /// Answers with the process's end, now or when it comes.
     pub(super) fn wait(&mut self, reply: Reply<Exit>) {
         match self.state.exit() {
@@ -61,6 +69,7 @@ impl Process {
         self.state = self.state.after(event).map_err(refused)?;
         let exit = self.state.exit().filter(|_| before.is_none());
         if let Some(exit) = exit {
+            self.streams.process_ended();
             for waiting in self.waiting.drain(..) {
                 let _ = waiting.send(Ok(exit));
             }

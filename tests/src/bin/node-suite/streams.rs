@@ -5,6 +5,8 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use podvisor_tests::streaming::Wanted;
+use podvisor_tests::streaming::channel::STDIN;
 use podvisor_tests::task::{Exec, Shim};
 use podvisor_tests::{Cri, Handler, PodBuilder, wait};
 
@@ -85,6 +87,20 @@ fn input(cri: &Cri) -> Result<()> {
         code == 0 && stdout == format!("{}\nend\n", 3 << 20),
         "{code}: {stdout:?}"
     );
+
+    // The shell leaves its output as soon as it has started; what comes in later arrives all the same.
+    let wanted = Wanted {
+        stdin: true,
+        terminal: false,
+    };
+    let mut copy = container.exec_stream(&["sh", "-c", "head -c 160000 > /copy"], wanted)?;
+    for piece in [b'x'; 160_000].chunks(16_000) {
+        copy.send(STDIN, piece)?;
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let copied = copy.finish()?;
+    let len = container.shell("wc -c < /copy")?;
+    ensure!(len == "160000", "{len} bytes: {copied:?}");
 
     let output = container.exec_by_ctr("cat; exit 9", b"typed")?;
     ensure!(

@@ -126,16 +126,13 @@ fn commands(machine: &Container<'_, '_>) -> Result<()> {
         terminal: false,
     };
     let content = "copied\n".repeat(20_000);
-    // Its output ends last: containerd closes the input of an execution whose output has ended
-    // (github.com/containerd/containerd/issues/12734).
-    let script = "head -c 140000 > /run/copy; wc -c < /run/copy";
+    let script = "head -c 140000 > /run/copy";
     let mut copy = machine.exec_stream(&["sh", "-c", script], wanted)?;
     for piece in content.as_bytes().chunks(16 << 10) {
         copy.send(STDIN, piece)?;
     }
     let copied = copy.finish()?;
     ensure!(copied.text(STATUS).contains("Success"), "{copied:?}");
-    ensure!(copied.text(STDOUT) == "140000\n", "{copied:?}");
     let back = machine.exec_stream(&["cat", "/run/copy"], Wanted::default())?;
     let back = back.finish()?;
     let (text, status) = (back.text(STDOUT), back.text(STATUS));
