@@ -290,26 +290,27 @@ pub async fn ready(
     timeout: Duration,
 ) -> Result<Ready, BootError> {
     let console = || ConsoleLines::of(machine);
-    let answer = tokio::select! {
-        // An ended machine also breaks the connection: the end says more.
-        biased;
-        Ok(reason) = ended.wait_for(Option::is_some) => {
-            let reason = reason.clone().unwrap_or(EndReason::Killed);
-            Some(Err(BootError::Ended { reason, console: console() }))
+    let answer = async {
+        tokio::select! {
+            // An ended machine also breaks the connection: the end says more.
+            biased;
+            Ok(reason) = ended.wait_for(Option::is_some) => {
+                let reason = reason.clone().unwrap_or(EndReason::Killed);
+                Err(BootError::Ended { reason, console: console() })
+            }
+            ready = client::wait_ready(machine) => {
+                ready.map_err(|source| BootError::Agent { source, console: console() })
+            }
         }
-        ready = client::wait_ready(machine) => {
-            Some(ready.map_err(|source| BootError::Agent { source, console: console() }))
-        }
-        () = tokio::time::sleep(timeout) => None,
     };
-    if let Some(answer) = answer {
-        return answer;
+    match tokio::time::timeout(timeout, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(BootError::Timeout {
+            timeout,
+            silence: Silence::of(machine).await,
+            console: console(),
+        }),
     }
-    Err(BootError::Timeout {
-        timeout,
-        silence: Silence::of(machine).await,
-        console: console(),
-    })
 }
 
 /// Nanoseconds since the epoch.

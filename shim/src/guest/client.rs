@@ -52,7 +52,7 @@ pub async fn wait_ready(machine: &dyn Machine) -> Result<Ready, AgentError> {
 /// Connects to the agent's API, whose calls, this one included, may take `timeout` each.
 ///
 /// # Errors
-/// [`AgentError::Io`].
+/// [`AgentError::Io`], of kind `TimedOut` when it takes longer.
 pub async fn connect(machine: &dyn Machine, timeout: Duration) -> Result<AgentClient, AgentError> {
     let connecting = tokio::time::timeout(timeout, machine.connect(AGENT_PORT));
     let stream = connecting.await.map_err(io::Error::from)??;

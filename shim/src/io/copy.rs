@@ -56,8 +56,7 @@ pub async fn attach(
     streams.set_waiting_input(Some(stdin).zip(stdin_stream));
     for (output, stream) in [(stdout, stdout_stream), (stderr, stderr_stream)] {
         if let (Some(output), Some(stream)) = (output, stream) {
-            let copy = copy_output(stream, output, streams.end());
-            streams.add_output(tokio::spawn(copy));
+            streams.copy_output(stream, output);
         }
     }
     Ok(streams)
@@ -93,8 +92,7 @@ pub fn attach_here(stdio: &Stdio) -> Result<(Streams, NearEnds), StdioError> {
     for (output, end) in [(stdout, &mut ends.stdout), (stderr, &mut ends.stderr)] {
         if let Some(output) = output {
             let (ours, theirs) = duplex(PIECE_LEN);
-            let copy = copy_output(Box::new(ours), output, streams.end());
-            streams.add_output(tokio::spawn(copy));
+            streams.copy_output(Box::new(ours), output);
             *end = Some(theirs);
         }
     }
@@ -159,9 +157,10 @@ impl Streams {
         self.waiting_input = input;
     }
 
-    /// What tells of the process's end, where that matters to its output.
-    fn end(&self) -> Option<watch::Receiver<()>> {
-        self.running.as_ref().map(watch::Sender::subscribe)
+    /// Begins to copy output, which ends no earlier than a process that has input.
+    fn copy_output(&mut self, stream: Stream, output: Output) {
+        let end = self.running.as_ref().map(watch::Sender::subscribe);
+        self.add_output(tokio::spawn(copy_output(stream, output, end)));
     }
 
     /// The process has ended: so does its output, when all of it has reached containerd.
