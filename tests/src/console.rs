@@ -64,44 +64,36 @@ impl Console {
     /// # Errors
     /// When the stream ends before, or the text is not shown within `limit`.
     pub fn expect(&mut self, text: &str, limit: Duration) -> Result<String> {
-        let shown = self.look_for(text, limit);
-        shown
-            .and_then(|shown| shown.with_context(|| format!("not within {limit:?}")))
-            .with_context(|| format!("{text:?} on the console that shows {:?}", self.unread))
+        self.expect_any(&[text], limit).map(|(before, _)| before)
     }
 
-    /// Waits until one of `texts` is shown, and yields which.
-    fn expect_any<'t>(&mut self, texts: &[&'t str], limit: Duration) -> Result<&'t str> {
-        let unread = &mut self.unread;
-        let found = self.session.receive_until(limit, |received| {
-            let new = std::mem::take(received.channel(STDOUT));
-            unread.push_str(&String::from_utf8_lossy(&new).replace('\r', ""));
-            let found = texts
-                .iter()
-                .filter_map(|text| Some((unread.find(text)?, *text)));
-            let (at, text) = found.min()?;
-            unread.drain(..at + text.len());
-            Some(text)
-        });
-        found
-            .and_then(|found| found.with_context(|| format!("not within {limit:?}")))
+    /// Waits until one of `texts` is shown, and yields what was shown before it, and which it is.
+    fn expect_any<'t>(&mut self, texts: &[&'t str], limit: Duration) -> Result<(String, &'t str)> {
+        let shown = self.look_for(texts, limit);
+        shown
+            .and_then(|shown| shown.with_context(|| format!("not within {limit:?}")))
             .with_context(|| {
-                format!(
-                    "one of {texts:?} on the console that shows {:?}",
-                    self.unread
-                )
+                let texts = texts.join(" or ");
+                format!("{texts:?} on the console that shows {:?}", self.unread)
             })
     }
 
-    fn look_for(&mut self, text: &str, limit: Duration) -> Result<Option<String>> {
+    fn look_for<'t>(
+        &mut self,
+        texts: &[&'t str],
+        limit: Duration,
+    ) -> Result<Option<(String, &'t str)>> {
         let unread = &mut self.unread;
         self.session.receive_until(limit, |received| {
             let new = std::mem::take(received.channel(STDOUT));
             unread.push_str(&String::from_utf8_lossy(&new).replace('\r', ""));
-            let (before, after) = unread.split_once(text)?;
-            let (before, after) = (before.to_owned(), after.to_owned());
-            *unread = after;
-            Some(before)
+            let found = texts
+                .iter()
+                .filter_map(|&text| Some((unread.find(text)?, text)));
+            let (at, text) = found.min()?;
+            let before = unread[..at].to_owned();
+            unread.drain(..at + text.len());
+            Some((before, text))
         })
     }
 
@@ -112,7 +104,7 @@ impl Console {
     pub fn expect_login(&mut self, limit: Duration) -> Result<()> {
         // It may have been shown before anyone was attached: an empty name brings another one.
         wait::until("a login prompt", limit, || {
-            let shown = self.look_for(LOGIN, PROMPT)?;
+            let shown = self.look_for(&[LOGIN], PROMPT)?;
             if shown.is_none() {
                 self.send("\n")?;
             }
@@ -136,7 +128,7 @@ impl Console {
                 self.send(&format!("{password}\n"))?;
             }
             let shell = if user == "root" { "# " } else { "$ " };
-            let answer = self.expect_any(&[shell, "Login incorrect\n"], ANSWER)?;
+            let (_, answer) = self.expect_any(&[shell, "Login incorrect\n"], ANSWER)?;
             Ok((answer == shell).then_some(()))
         })?;
         // A shell that is no terminal's shows neither prompts nor what it is told.

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use podvisor_tests::{Container, Cri, Handler, PodBuilder, wait};
+use podvisor_tests::{Container, Cri, Handler, Pod, PodBuilder, wait};
 
 use crate::case::{Case, long};
+use crate::resources::size_inside;
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -61,14 +62,19 @@ fn on_large_page(cri: &Cri) -> Result<()> {
     let container = pod.container("idle").start()?;
     let free = pages("free_hugepages")?;
     ensure!(free == 0, "the page is not taken");
-    let maps = fs::read_to_string(format!("/proc/{}/smaps", pod.shim_pid()?))?;
-    let mut lines = maps.lines();
-    let is_large = lines.any(|l| l.starts_with("KernelPageSize:") && l.ends_with(" 1048576 kB"));
+    let is_large = has_pages_of(&pod, 1 << 20)?;
     ensure!(is_large, "no memory is in a page of 1 GiB");
-    let kib = container.shell("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
-    let mib = kib.parse::<u64>()? >> 10;
+    let (_, mib) = size_inside(&container)?;
     ensure!((900..=1024).contains(&mib), "{mib} MiB of 1024");
     Ok(())
+}
+
+/// Whether some memory of the pod's shim lies in pages of `kib` KiB.
+pub fn has_pages_of(pod: &Pod<'_>, kib: u32) -> Result<bool> {
+    let maps = fs::read_to_string(format!("/proc/{}/smaps", pod.shim_pid()?))?;
+    let end = format!(" {kib} kB");
+    let mut lines = maps.lines();
+    Ok(lines.any(|line| line.starts_with("KernelPageSize:") && line.ends_with(&end)))
 }
 
 /// Frees and takes 48 MiB as long as `/busy` is there: what is freed goes back to the host.

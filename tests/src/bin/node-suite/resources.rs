@@ -173,7 +173,7 @@ fn limits_of(memory_mib: i64, millicpus: i64) -> LinuxContainerResources {
 }
 
 /// The guest's processors in use and its memory in MiB.
-fn size_inside(container: &Container<'_, '_>) -> Result<(u64, u64)> {
+pub fn size_inside(container: &Container<'_, '_>) -> Result<(u64, u64)> {
     let seen = container
         .shell("echo $(nproc) $(sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)")?;
     let (cpus, kib) = seen.split_once(' ').context("two numbers")?;

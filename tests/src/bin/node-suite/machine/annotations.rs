@@ -12,6 +12,7 @@ use super::{
     BUSYBOX, BUSYBOX_BOOT, REPORTING, ensure_seen, logged_in, machine, machine_pod, transcript,
 };
 use crate::case::{Case, gate, long};
+use crate::guest_memory::has_pages_of;
 
 /// Where the busybox machine's partition begins.
 const PARTITION: u64 = 1 << 20;
@@ -87,14 +88,16 @@ fn hardware_on_huge_pages(cri: &Cri) -> Result<()> {
     sizes(&pod, &mut console)
 }
 
+/// The machine's memory in MiB.
+fn memory_mib(console: &mut Console) -> Result<u64> {
+    let kib = console.run("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
+    Ok(kib.parse::<u64>()? >> 10)
+}
+
 /// How much memory the machine has, and in what; who it is; how fast its entropy comes.
 fn sizes(pod: &Pod<'_>, console: &mut Console) -> Result<()> {
-    let maps = fs::read_to_string(format!("/proc/{}/smaps", pod.shim_pid()?))?;
-    let mut lines = maps.lines();
-    let is_huge = lines.any(|l| l.starts_with("KernelPageSize:") && l.ends_with(" 2048 kB"));
-    ensure!(is_huge, "no memory is in huge pages");
-    let kib = console.run("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
-    let mib = kib.parse::<u64>()? >> 10;
+    ensure!(has_pages_of(pod, 2048)?, "no memory is in huge pages");
+    let mib = memory_mib(console)?;
     ensure!((256..=320).contains(&mib), "{mib} MiB of 320");
     let name = pod.config().metadata.clone().unwrap_or_default().name;
     let serial = console.run("cat /sys/class/dmi/id/product_serial")?;
@@ -135,11 +138,7 @@ fn growth(cri: &Cri) -> Result<()> {
     )?;
     let maps = fs::read_to_string(format!("/proc/{}/numa_maps", pod.shim_pid()?))?;
     ensure!(maps.contains(" bind:0 "), "no memory is bound:\n{maps}");
-    let mut memory = || -> Result<u64> {
-        let kib = console.run("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
-        Ok(kib.parse::<u64>()? >> 10)
-    };
-    let begun = memory()?;
+    let begun = memory_mib(&mut console)?;
     let limits = |memory_mib: i64, millicpus: i64| LinuxContainerResources {
         cpu_period: 100_000,
         cpu_quota: millicpus * 100,
@@ -149,7 +148,7 @@ fn growth(cri: &Cri) -> Result<()> {
     };
     container.update(limits(480, 1500))?;
     wait::until("more memory", Duration::from_secs(60), || {
-        Ok((memory()? >= begun + 200).then_some(()))
+        Ok((memory_mib(&mut console)? >= begun + 200).then_some(()))
     })?;
     console.run("echo 1 > /sys/devices/system/cpu/cpu1/online")?;
     ensure_seen(&mut console, &[("nproc", "2")])?;
